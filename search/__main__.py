@@ -1,0 +1,12 @@
+"""Runs the command line: `python -m search [key=value ...]` searches, `python -m search COMMAND ...` does the rest."""
+
+from __future__ import annotations
+
+import sys
+
+from search.cli import COMMANDS, main
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    is_command = bool(given) and given[0] in (*COMMANDS, "-h", "--help")
+    sys.exit(main(given if is_command else ["search", *given]))

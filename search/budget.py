@@ -1,0 +1,87 @@
+"""The budget: limits on what a plan may cost, or on how much quality it may lose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from search.errors import ConfigError
+
+RATIOS = {
+    "latency_ratio": "latency_s",
+    "energy_ratio": "energy_j",
+    "size_ratio": "weight_bytes",
+    "bit_ops_ratio": "bit_ops",
+}
+"""Limits given as a share of the reference's cost, and the cost they limit."""
+
+REFERENCES = ("float", "int8")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that hold together; None is no limit.
+
+    Attributes:
+        latency_s: Seconds per forward pass.
+        latency_ratio: Latency as a share of the reference's.
+        energy_j: Joules per forward pass.
+        energy_ratio: Energy as a share of the reference's.
+        weight_bytes: Stored parameters, scales and zero points counted.
+        size_ratio: Stored parameters as a share of the reference's.
+        activation_bytes: Peak bytes of live activations.
+        average_weight_bits: Mean nominal bits per weight.
+        effective_bits: Mean bits per weight, scales counted.
+        bit_ops_ratio: Bit operations as a share of the reference's.
+        quality_drop: How much quality may be lost, in the metric's units, at least 0; then cost is minimised.
+        reference: What ratios refer to, on the same device and workload: `float` or `int8` (int8/uint8 throughout).
+    """
+
+    latency_s: float | None = None
+    latency_ratio: float | None = None
+    energy_j: float | None = None
+    energy_ratio: float | None = None
+    weight_bytes: float | None = None
+    size_ratio: float | None = None
+    activation_bytes: float | None = None
+    average_weight_bits: float | None = None
+    effective_bits: float | None = None
+    bit_ops_ratio: float | None = None
+    quality_drop: float | None = None
+    reference: str = "float"
+
+    def __post_init__(self) -> None:
+        if self.reference not in REFERENCES:
+            raise ConfigError(f"budget.reference={self.reference} is unknown; allowed: {', '.join(REFERENCES)}")
+        for name, limit in self.given().items():
+            if limit < 0 or (limit == 0 and name != "quality_drop") or limit != limit:
+                raise ConfigError(f"budget.{name}={limit} must be {'at least' if name == 'quality_drop' else 'above'} 0")
+
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by their config name."""
+        names = [item.name for item in fields(self) if item.name != "reference"]
+        return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
+    def limits(self, reference: Mapping[str, float]) -> dict[str, float]:
+        """Turns the cost limits into absolute ones, by the cost they limit; the tighter one where two meet.
+
+        Args:
+            reference: Costs of the reference policy.
+
+        Raises:
+            ConfigError: If a limit is on a cost the hardware model does not know.
+        """
+        limits: dict[str, float] = {}
+        for name, limit in self.given().items():
+            if name == "quality_drop":
+                continue
+            cost = RATIOS.get(name, name)
+            if reference[cost] != reference[cost]:
+                raise ConfigError(f"budget.{name} needs a hardware model that knows {cost}, and this one does not; choose hardware=zen5")
+            limit = limit * reference[cost] if name in RATIOS else limit
+            limits[cost] = min(limit, limits.get(cost, limit))
+        return limits
+
+    def cost_of(self, name: str) -> str:
+        """The cost that the limit `name` is about."""
+        return RATIOS.get(name, name)

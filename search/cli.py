@@ -1,0 +1,173 @@
+"""The command `bitplan`: search, export, verify, report, sync, hardware."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.errors import BitplanError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.plan import Plan
+    from search.tasks.task import Task
+
+COMMANDS = ("search", "export", "verify", "report", "sync", "hardware")
+DESCRIPTION = "Finds how many bits every layer of a network deserves, and writes the plan for real backends."
+SEARCH_HELP = """search a plan: bitplan search [group=option ...] [key=value ...] [-m] [--cfg job]; settings are Hydra overrides, such as
+task=fashion_mnist budget.size_ratio=0.1 strategy=tpe"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after an error the user can fix, or 130 after an interrupt."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.path.insert(0, str(Path.cwd()))  # so that task._target_=my_package.my_task is found where the user stands
+    try:
+        if arguments[:1] == ["search"]:
+            from search.app import search_command
+
+            search_command(arguments[1:])
+            return 0
+        parsed = parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace, Console], None] = parsed.command
+        command(parsed, console())
+    except BitplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; repeat the command with the same run_dir to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; `search` hands its arguments to Hydra before it is asked."""
+    top = argparse.ArgumentParser(prog="bitplan", description=DESCRIPTION)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("search", help=SEARCH_HELP)
+
+    export = commands.add_parser("export", help="write a plan for a backend")
+    export.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
+    export.add_argument("--to", required=True, metavar="BACKEND", help="onnxruntime or torchao")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    export.add_argument("--strict", action="store_true", help="refuse what the backend alters or leaves in float")
+    export.add_argument("overrides", nargs="*", metavar="task.KEY=VALUE", help="task settings, such as task.root=DIR")
+    export.set_defaults(command=export_command)
+
+    verify = commands.add_parser("verify", help="run an exported plan and compare it with its promise")
+    verify.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
+    verify.add_argument("--backend", required=True, help="onnxruntime or torchao")
+    verify.add_argument("--out", type=Path, metavar="DIR", help="folder of the export; default: a temporary one, exported anew")
+    verify.add_argument("overrides", nargs="*", metavar="task.KEY=VALUE", help="task settings, such as task.root=DIR")
+    verify.set_defaults(command=verify_command)
+
+    report = commands.add_parser("report", help="write a run's report.html and figures again")
+    report.add_argument("run", type=Path, help="run directory")
+    report.set_defaults(command=report_command)
+
+    sync = commands.add_parser("sync", help="rebuild the MLflow runs of a run directory")
+    sync.add_argument("run", type=Path, nargs="+", help="run directories")
+    sync.add_argument("--uri", help="tracking URI; default: the run's own setting")
+    sync.set_defaults(command=sync_command)
+
+    hardware = commands.add_parser("hardware", help="list the devices costs can be predicted for")
+    hardware.set_defaults(command=hardware_command)
+    return top
+
+
+def console() -> Console:
+    """The terminal, wide enough for the tables where output goes to a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
+def task_of(plan: Plan, overrides: Sequence[str]) -> Task:
+    """Builds the task a plan was made for, from the configuration it carries.
+
+    Raises:
+        ConfigError: If the plan was made from Python, or an override is not about the task.
+        DataError: If the task's model is not the plan's.
+    """
+    from omegaconf import OmegaConf
+
+    from search.config import build
+    from search.errors import ConfigError
+    from search.tasks.task import Task
+
+    node = plan.config.get("task")
+    if not node:
+        raise ConfigError("this plan was made from Python and names no task; use search.export and search.verify there")
+    for override in overrides:
+        if not override.startswith("task.") or "=" not in override:
+            raise ConfigError(f"{override!r} is no task setting; allowed: task.KEY=VALUE")
+    merged = OmegaConf.merge(OmegaConf.create({"task": node}), OmegaConf.from_dotlist(list(overrides)))
+    task: Task = build(merged.task, Task, "task")
+    plan.check(task.model)
+    return task
+
+
+def export_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Writes a plan for a backend."""
+    from search.backends import backend
+    from search.plan import Plan
+    from search.terminal import print_export
+
+    chosen, plan = backend(arguments.to), Plan.load(arguments.plan)
+    report = chosen.export(plan, task_of(plan, arguments.overrides), arguments.out)
+    print_export(report, console)
+    if arguments.strict:
+        report.require_faithful()
+
+
+def verify_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Runs an exported plan and compares it with its promise."""
+    from tempfile import TemporaryDirectory
+
+    from search.backends import backend
+    from search.plan import Plan
+    from search.terminal import print_verification
+
+    chosen, plan = backend(arguments.backend), Plan.load(arguments.plan)
+    task = task_of(plan, arguments.overrides)
+    with TemporaryDirectory() as temporary:
+        folder = arguments.out or Path(temporary)
+        if not arguments.out:
+            chosen.export(plan, task, folder)
+        print_verification(chosen.verify(plan, task, folder), console)
+
+
+def report_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Writes a run's report again."""
+    from search.report import write_report
+    from search.rundir import RunDirectory
+
+    console.print(f"Wrote {write_report(RunDirectory.existing(arguments.run))}", highlight=False, soft_wrap=True)
+
+
+def sync_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Rebuilds the MLflow runs of run directories."""
+    from search.config import TrackingSettings
+    from search.rundir import RunDirectory
+    from search.tracking import sync
+
+    for path in arguments.run:
+        run = RunDirectory.existing(path)
+        config = run.info()["config"]
+        own = config.get("tracking", {})
+        settings = TrackingSettings(True, arguments.uri or own.get("uri"), own.get("experiment"))
+        uri = sync(run, settings, Path(config.get("run_root", path.parent)))
+        console.print(f"Synced {path} to {uri}", highlight=False, soft_wrap=True)
+
+
+def hardware_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Lists the shipped devices."""
+    from hwmodels import list_devices, load_device
+    from search.terminal import print_devices
+
+    print_devices([load_device(name) for name in list_devices()], console)

@@ -1,0 +1,218 @@
+"""From Hydra's configuration to a job: the schema, what it builds, and errors in the words of the config."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwmodels import CostModel, Workload
+from search.budget import Budget
+from search.errors import BitplanError, ConfigError, closest
+from search.job import Job, SpaceSettings
+from search.quantize.simulate import QuantizerSettings
+from search.recover import check_repairs
+from search.strategies.base import Strategy
+from search.tasks.task import Task
+
+
+def config_dir() -> Path:
+    """The folder of the Hydra groups: beside the code in an installed package, at the top level in a checkout."""
+    here = Path(__file__).parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingSettings:
+    """Where runs are mirrored.
+
+    Attributes:
+        enabled: Whether to mirror them to MLflow at all.
+        uri: MLflow's tracking URI; None means `$MLFLOW_TRACKING_URI`, else SQLite in the run root.
+        experiment: Name of the experiment; None means `bitplan/TASK`.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoverSettings:
+    """Names of the repairs applied to the winner, in order."""
+
+    steps: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """Names of the backends the plan is written for when the search ends."""
+
+    backends: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every key of the configuration; `task`, `hardware` and `strategy` hold a `_target_` and its arguments."""
+
+    task: Any
+    hardware: Any
+    strategy: Any
+    space: SpaceSettings
+    budget: Budget
+    quantizer: QuantizerSettings
+    recover: RecoverSettings
+    tracking: TrackingSettings
+    export: ExportSettings
+    workload: Workload
+    seed: int
+    run_root: str
+    run_dir: str
+
+
+def schema(record: type) -> type:
+    """Returns a writable twin of a frozen dataclass, as OmegaConf needs it, nested records included."""
+    hints = typing.get_type_hints(record)
+    fields: list[Any] = []
+    for item in dataclasses.fields(record):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            twin = schema(typing.cast(type, kind))
+            fields.append((item.name, twin, dataclasses.field(default_factory=twin)))
+        elif item.default is not dataclasses.MISSING:
+            fields.append((item.name, kind, item.default))
+        elif item.default_factory is not dataclasses.MISSING:
+            fields.append((item.name, kind, dataclasses.field(default_factory=item.default_factory)))
+        else:
+            fields.append((item.name, kind, "???"))
+    return dataclasses.make_dataclass(record.__name__, fields)
+
+
+def register() -> None:
+    """Tells Hydra the schema, and OmegaConf the resolver of the default limit."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store("base_config", schema(Config))
+    OmegaConf.register_new_resolver("unless_other_limits", _unless_other_limits, replace=True)
+
+
+def _unless_other_limits(default: float, *, _node_: Any, _parent_: Any) -> float | None:
+    """The default limit, or None where the budget sets a limit itself."""
+    own = _node_._key()
+    others = [key for key in _parent_ if key not in (own, "reference")]
+    return default if all(_parent_[key] is None for key in others) else None
+
+
+def build(node: Any, kind: type, key: str) -> Any:
+    """Calls the `_target_` of a config node and checks what comes back; the only place that instantiates.
+
+    Raises:
+        ConfigError: If the target cannot be imported or called like this, or returns something else.
+    """
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    try:
+        built = instantiate(node, _convert_="all")
+    except HydraException as error:
+        cause = error.__cause__ or error
+        while cause.__cause__ and not isinstance(cause, BitplanError):
+            cause = cause.__cause__
+        if isinstance(cause, BitplanError):
+            raise cause from error
+        if isinstance(cause, (TypeError, ValueError, ImportError, AttributeError)):
+            raise ConfigError(f"{key}: {node.get('_target_')} cannot be built: {cause}") from error
+        raise
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}._target_={node.get('_target_')} made a {type(built).__name__}; it must be a {kind.__name__}")
+    return built
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Resolves an OmegaConf configuration to plain containers, without Hydra's own part."""
+    from omegaconf import OmegaConf
+
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items() if key != "hydra"}
+
+
+def make_job(config: Any, run_dir: Path) -> Job:
+    """Builds a job from a composed configuration.
+
+    Raises:
+        ConfigError: If a value is out of range or a target cannot be built.
+    """
+    values = plain(config)
+    steps = values["recover"]["steps"]
+    check_repairs(steps)
+    try:
+        workload = Workload(**values["workload"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Job(
+        strategy=build(config.strategy, Strategy, "strategy"),
+        cost_model=build(config.hardware, CostModel, "hardware"),
+        budget=Budget(**values["budget"]),
+        space=SpaceSettings(**values["space"]),
+        quantizer=QuantizerSettings(**values["quantizer"]),
+        workload=workload,
+        task=build(config.task, Task, "task"),
+        recover=tuple(steps),
+        seed=values["seed"],
+        run_dir=run_dir,
+        config=values,
+    )
+
+
+def compose(overrides: Sequence[str] = ()) -> Any:
+    """Composes the configuration outside a Hydra application."""
+    import hydra
+
+    register()
+    with hydra.initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def explain(error: Exception) -> str:
+    """Says what is wrong with a configuration that Hydra refused, naming the closest key or option."""
+    text = str(error)
+    cause = error.__cause__
+    while cause:
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    unknown_key = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    if unknown_key and "not in" in text:
+        key = unknown_key[1] or unknown_key[2]
+        known = _known_keys()
+        parent = key.rpartition(".")[0]
+        siblings = [name for name in known if name.rpartition(".")[0] == parent]
+        allowed = f"; allowed: {', '.join(siblings)}" if siblings else ""
+        return f"{key} is no setting{closest(key, known)}{allowed}"
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+\S+)+)", text)
+    if option:
+        allowed = option[3].split()
+        return f"{option[1]}={option[2]} is unknown{closest(option[2], allowed)}; allowed: {', '.join(allowed)}"
+    group = re.search(r"Could not override '([^']+)'.\s*No match in the defaults list", text)
+    if group:
+        return f"{group[1]} is no setting and no group{closest(group[1], _known_keys())}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith(("full_key", "object_type", "reference_type")))
+
+
+def _known_keys() -> list[str]:
+    from omegaconf import OmegaConf
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> list[str]:
+        keys = []
+        for key, value in tree.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, Mapping):
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    composed = OmegaConf.to_container(compose(), resolve=False)
+    return walk(typing.cast(Mapping[str, Any], composed), "") + ["experiment", "task.model", "task.root"]

@@ -1,0 +1,34 @@
+"""What a user can put right: every message says what is wrong, what was given, what is allowed and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BitplanError(Exception):
+    """A problem the user can fix; the command line prints it without a stack trace."""
+
+
+class ConfigError(BitplanError):
+    """A setting that is unknown, of the wrong kind, or contradicts another."""
+
+
+class DataError(BitplanError):
+    """Data or a file that is missing, damaged, or belongs to something else."""
+
+
+class InfeasibleError(BitplanError):
+    """A budget that no policy of the space can meet."""
+
+
+class UnsupportedError(BitplanError):
+    """Something a backend, a device or a model cannot do."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the known name nearest to `name`, or an empty string where none is near."""
+    known = list(known)
+    by_case = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    return f"; did you mean {by_case[found[0]]!r}?" if found else ""

@@ -1,0 +1,130 @@
+"""The front: the plans worth considering, beside the float network and the uniform baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hwmodels import FLOAT_PRECISION, Format, Network, Precision
+from search.budget import Budget
+from search.objective import Objective
+from search.pareto import front as non_dominated
+from search.policy import Policy
+from search.quality.evaluate import Quality
+from search.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNIFORM_BITS = (8, 6, 4)
+Role = Literal["float", "uniform", "front", "winner"]
+Verdict = Literal["met", "missed", "undecided"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A policy shown in the front's table.
+
+    Attributes:
+        role: The float network, a uniform baseline, a member of the front, or the winner (which is on the front, too).
+        name: What to call it.
+        policy: The policy.
+        trial: Its trial; None for float and uniform policies.
+    """
+
+    role: Role
+    name: str
+    policy: Policy
+    trial: Trial | None = None
+
+
+def compose_front(
+    objective: Objective, trials: Sequence[Trial], winner: Trial, network: Network, inputs: Sequence[str]
+) -> list[Member]:
+    """Lists the float network, the uniform 8, 6 and 4-bit policies, and the measured front by falling cost.
+
+    Uniform policies give every layer `intN` weights, and inputs of the same width where the space has them, else of the
+    widest it has.
+
+    Args:
+        objective: Knows the primary cost, which is what the front is about beside quality.
+        trials: Everything tried.
+        winner: The trial that won.
+        network: The layers.
+        inputs: Input formats of the space.
+    """
+    members = [Member("float", "float", Policy.uniform(network, FLOAT_PRECISION))]
+    formats = sorted((Format.parse(name) for name in inputs), key=lambda format: format.bits)
+    for bits in UNIFORM_BITS:
+        input_ = next((format for format in formats if format.bits == bits), formats[-1])
+        precision = Precision(Format(bits), input_)
+        members.append(Member("uniform", f"uniform {precision}", Policy.uniform(network, precision)))
+    complete = [trial for trial in trials if trial.state == "complete" and trial.fidelity == 1.0]
+    points = np.array([[objective.primary(trial), trial.drop] for trial in complete])
+    kept = [trial for trial, is_best in zip(complete, non_dominated(points, (False, False)), strict=True) if is_best]
+    kept = [trial for trial in kept if trial.number != winner.number]
+    for trial in sorted([*kept, winner], key=lambda trial: -objective.primary(trial)):
+        role: Role = "winner" if trial.number == winner.number else "front"
+        members.append(Member(role, f"trial {trial.number}", trial.policy, trial))
+    return members
+
+
+def front_table(rows: Sequence[tuple[Member, Quality]], objective: Objective, budget: Budget) -> pd.DataFrame:
+    """Builds front.csv: one row per member, costs in SI units, quality from the report split."""
+    import pandas as pd
+
+    table = []
+    reference = objective.pricing.reference("float")
+    for member, quality in rows:
+        costs = objective.pricing.costs(member.policy)
+        table.append(
+            {
+                "role": member.role,
+                "name": member.name,
+                "trial": member.trial.number if member.trial else None,
+                "digest": member.policy.digest,
+                "quality": quality.value,
+                "drop": quality.drop,
+                "drop_low": quality.drop_low,
+                "drop_high": quality.drop_high,
+                "samples": quality.samples,
+                "selection_quality": member.trial.quality if member.trial else None,
+                "predicted_loss": member.trial.metrics.get("predicted") if member.trial else None,
+                **costs,
+                "size_ratio": costs["weight_bytes"] / reference["weight_bytes"],
+                "latency_ratio": costs["latency_s"] / reference["latency_s"] if reference["latency_s"] else math.nan,
+                "verdict": verdict(costs, quality, objective.limits, budget.quality_drop),
+                "policy": json.dumps(member.policy.to_dict()),
+            }
+        )
+    return pd.DataFrame(table).astype({"trial": "Int64"})
+
+
+def verdict(
+    costs: Mapping[str, float], quality: Quality, limits: Mapping[str, float], quality_drop: float | None
+) -> Verdict:
+    """Says whether a budget is kept: costs are compared with their limits, the drop's whole 95% interval with its own.
+
+    `undecided` means that the interval reaches to both sides of the limit, or that there is no interval.
+    """
+    if any(costs[name] > limit for name, limit in limits.items()):
+        return "missed"
+    if quality_drop is None or quality.drop_high <= quality_drop:
+        return "met"
+    return "missed" if quality.drop_low > quality_drop else "undecided"
+
+
+def rank_correlation(trials: Sequence[Trial]) -> float | None:
+    """Spearman's correlation between predicted loss and measured drop; None for fewer than five trials, or all alike."""
+    from scipy.stats import spearmanr
+
+    known = [t for t in trials if t.state == "complete" and t.metrics.get("predicted") is not None]
+    predicted, drops = [t.metrics["predicted"] for t in known], [t.drop for t in known]
+    if len(known) < 5 or len(set(predicted)) == 1 or len(set(drops)) == 1:
+        return None
+    return float(spearmanr(predicted, drops).statistic)

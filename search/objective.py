@@ -1,0 +1,183 @@
+"""The objective: from a policy to its trial, the same way for every strategy.
+
+Here, and only here, a policy is priced, held against the budget, measured, cached, counted and logged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Protocol
+
+from search.policy import Policy
+from search.pricing import Pricing
+from search.quality.evaluate import Evaluator
+from search.quality.sensitivity import SensitivityTable
+from search.trials import State, Trial, TrialLog
+
+PROPOSALS_PER_EVALUATION = 50
+"""Infeasible policies cost no evaluation; this many of them for each evaluation end a search that finds nothing else."""
+
+
+class Allowance(Protocol):
+    """What a search may spend."""
+
+    evaluations: int
+    seconds: float | None
+
+
+class SpentError(Exception):
+    """The evaluations or seconds a strategy may spend are used up; strategies let it pass."""
+
+
+class Objective:
+    """Calls measure a policy on the selection split and return its trial.
+
+    A policy over budget is logged as `infeasible` with its cost and not measured. Every call for a measured policy spends
+    one evaluation and the seconds the measurement took, whether it is measured now or known from the log, so that
+    resuming replays a strategy from its seed and stops where the undisturbed run would have.
+
+    Attributes:
+        pricing: Prices policies.
+        limits: Absolute limits on costs.
+        primary_cost: The cost that fronts and ties are about.
+        quality_drop: How much quality may be lost, where the budget says so; then cost is what is minimised.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        pricing: Pricing,
+        limits: Mapping[str, float],
+        log: TrialLog,
+        allowance: Allowance,
+        score: Callable[[], SensitivityTable],
+        primary_cost: str = "weight_bytes",
+        quality_drop: float | None = None,
+        on_trial: Callable[[Trial, bool], None] = lambda trial, known: None,
+    ) -> None:
+        """Creates the objective.
+
+        Args:
+            evaluator: Measures policies.
+            pricing: Prices them.
+            limits: Absolute limits on costs.
+            log: Where trials are kept; those already there are not measured again.
+            allowance: Evaluations and seconds that may be spent.
+            score: Computes the sensitivity table, when a strategy first asks for it.
+            primary_cost: The cost that fronts and ties are about.
+            quality_drop: How much quality may be lost; then cost is what is minimised.
+            on_trial: Called with every trial, and whether it was known already.
+        """
+        self.pricing = pricing
+        self.space = pricing.space
+        self.limits = dict(limits)
+        self.primary_cost = primary_cost
+        self.quality_drop = quality_drop
+        self.higher_is_better = evaluator.task.higher_is_better
+        self.spent_evaluations = 0
+        self.spent_seconds = 0.0
+        self._evaluator = evaluator
+        self._log = log
+        self._known = {(trial.digest, trial.fidelity): trial for trial in log.trials}
+        self._allowance = allowance
+        self._score = score
+        self._on_trial = on_trial
+        self._proposals = 0
+
+    @cached_property
+    def sensitivity(self) -> SensitivityTable:
+        """The sensitivity table, computed when first asked for."""
+        return self._score()
+
+    @property
+    def remaining(self) -> int:
+        """Evaluations left."""
+        return max(self._allowance.evaluations - self.spent_evaluations, 0)
+
+    def __call__(self, policy: Policy, fidelity: float = 1.0) -> Trial:
+        """Returns the trial of a policy, measuring it if it is within budget and not known yet.
+
+        Args:
+            policy: A policy of the space.
+            fidelity: Share of the selection split to measure on, in (0, 1].
+
+        Raises:
+            SpentError: If nothing is left to spend.
+        """
+        self._check_allowance()
+        self._proposals += 1
+        known = self._known.get((policy.digest, fidelity))
+        trial = known or self._try(policy, fidelity)
+        if not known:
+            self._log.append(trial)
+            self._known[policy.digest, fidelity] = trial
+        if trial.state != "infeasible":
+            self.spent_evaluations += 1
+            self.spent_seconds += trial.seconds
+        self._on_trial(trial, known is not None)
+        return trial
+
+    def map(self, policies: Iterable[Policy]) -> list[Trial]:
+        """Returns the trials of several policies, in order."""
+        return [self(policy) for policy in policies]
+
+    def excess(self, policy: Policy) -> dict[str, float]:
+        """How far a policy is over each limit, as a share of it; at most 0 where the limit holds."""
+        costs = self.pricing.costs(policy)
+        return {name: costs[name] / limit - 1 for name, limit in self.limits.items()}
+
+    def is_feasible(self, policy: Policy) -> bool:
+        """Whether a policy keeps every limit."""
+        return all(excess <= 0 for excess in self.excess(policy).values())
+
+    def predict(self, policy: Policy) -> float:
+        """Predicted loss of a policy."""
+        return self.sensitivity.predict(self.space.encode(policy))
+
+    def loss(self, trial: Trial) -> float:
+        """What a measured trial is minimised by: its drop, or its cost where the budget limits the drop."""
+        return trial.drop if self.quality_drop is None else self.primary(trial)
+
+    def violations(self, trial: Trial) -> dict[str, float]:
+        """How far a trial is over each limit, the quality drop's included; at most 0 where the limit holds."""
+        violations = self.excess(trial.policy)
+        if self.quality_drop is not None:
+            violations["quality_drop"] = trial.drop - self.quality_drop if trial.state == "complete" else 1.0
+        return violations
+
+    def rank(self, trial: Trial) -> tuple[float, ...]:
+        """Sorts trials, best first: within budget, then by loss, then by predicted loss where known, then by cost."""
+        if trial.state != "complete":
+            return (math.inf,) * 4
+        over = max(0.0, *self.violations(trial).values(), 0.0)
+        return (over, self.loss(trial), trial.metrics.get("predicted") or 0.0, self.primary(trial))
+
+    def primary(self, trial: Trial) -> float:
+        """The primary cost of a trial."""
+        cost = trial.cost[self.primary_cost]
+        return math.inf if cost is None else cost
+
+    def _check_allowance(self) -> None:
+        allowance = self._allowance
+        if not self.remaining or self._proposals >= PROPOSALS_PER_EVALUATION * allowance.evaluations:
+            raise SpentError
+        if allowance.seconds is not None and self.spent_seconds >= allowance.seconds:
+            raise SpentError
+
+    def _try(self, policy: Policy, fidelity: float) -> Trial:
+        costs = self.pricing.costs(policy)
+        metrics: dict[str, float | None] = {}
+        if "sensitivity" in self.__dict__:
+            metrics["predicted"] = self.predict(policy)
+        state: State = "infeasible"
+        started = time.perf_counter()
+        if all(costs[name] <= limit for name, limit in self.limits.items()):
+            quality = self._evaluator.measure(policy, "selection", fidelity).to_dict()
+            metrics = {"quality": quality.pop("value"), **quality, **metrics}
+            state = "complete" if metrics["quality"] is not None else "failed"
+        seconds = round(time.perf_counter() - started, 6)
+        cost = {name: None if math.isnan(value) else value for name, value in costs.items()}
+        return Trial(len(self._log.trials), policy, fidelity, metrics, cost, seconds, state)

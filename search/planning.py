@@ -1,0 +1,178 @@
+"""Writes down what a search found: the plan, and the run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from search.front import verdict
+from search.job import Job
+from search.objective import Objective
+from search.plan import (
+    MeasuredQuality,
+    ModelRecord,
+    Plan,
+    PlannedBudget,
+    PlannedCost,
+    PlannedLayer,
+    TensorFile,
+    fingerprint,
+    pack,
+    plan_tensors,
+    tensor_digests,
+)
+from search.policy import Policy
+from search.pricing import Pricing
+from search.quality.evaluate import Evaluator, Quality
+from search.quantize.simulate import QuantizedModel
+
+PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
+
+
+def make_plan(
+    job: Job,
+    objective: Objective,
+    simulated: QuantizedModel,
+    evaluator: Evaluator,
+    policy: Policy,
+    qualities: Mapping[str, Quality],
+    folded: tuple[tuple[str, str], ...] = (),
+    altered: Mapping[str, Tensor] | None = None,
+) -> Plan:
+    """Writes the plan of a policy.
+
+    Args:
+        job: The settings.
+        objective: Prices and limits.
+        simulated: Gives the scales and zero points.
+        evaluator: Gives the float network's quality.
+        policy: What won.
+        qualities: Its quality on the `selection` and the `report` split.
+        folded: Layer and batch norm of every fold.
+        altered: Parameters a repair changed.
+    """
+    pricing = objective.pricing
+    costs = pricing.costs(policy)
+    tensors = plan_tensors(simulated, policy, altered or {})
+    digests = tensor_digests(job.task.model)
+    measured = {
+        split: _measured(job, split, quality, evaluator.float_quality(split).value)  # type: ignore[arg-type]
+        for split, quality in qualities.items()
+    }
+    plan = Plan(
+        schema="bitplan/1",
+        digest=policy.digest,
+        task=job.task.name,
+        model=ModelRecord(
+            name=type(job.task.model).__name__, fingerprint=fingerprint(job.task.model), folded=tuple(folded)
+        ),
+        data_fingerprint=job.task.fingerprint,
+        hardware=job.cost_model.name,
+        workload=asdict(job.workload),
+        strategy=job.strategy.name,
+        seed=job.seed,
+        quantizer=asdict(job.quantizer),
+        recover=list(job.recover) if altered else [],
+        space=asdict(job.space),
+        budget=PlannedBudget(
+            limits=job.budget.given(),
+            reference=job.budget.reference,
+            verdict=verdict(costs, qualities["report"], objective.limits, job.budget.quality_drop),
+        ),
+        average_weight_bits=costs["average_weight_bits"],
+        effective_bits=costs["effective_bits"],
+        cost=_planned_costs(pricing, policy),
+        cost_source=pricing.report(policy).source,
+        quality=measured["report"],
+        selection=measured["selection"],
+        layers=_planned_layers(pricing, policy),
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        config=dict(job.config),
+        tensors=TensorFile(file="plan.safetensors", sha256=hashlib.sha256(pack(tensors, digests)).hexdigest()),
+    )
+    return plan.with_tensors(tensors, digests)
+
+
+def _planned_costs(pricing: Pricing, policy: Policy) -> dict[str, PlannedCost]:
+    report, reference = pricing.report(policy), pricing.reference("float")
+    return {
+        name: PlannedCost(value=_or_none(value), reference=_or_none(reference[name]), tier=report.tiers.get(name, "unknown"))
+        for name, value in asdict(report.total).items()
+    }
+
+
+def _planned_layers(pricing: Pricing, policy: Policy) -> tuple[PlannedLayer, ...]:
+    report = pricing.report(policy)
+    return tuple(
+        PlannedLayer(
+            name=layer.name,
+            kind=layer.kind,
+            weight=str(policy[layer.name].weight),
+            input=str(policy[layer.name].input),
+            weight_shape=layer.weight_shape,
+            channel_axis=layer.channel_axis,
+            quantizes_input=layer.quantizes_input,
+            compute=report.layers[layer.name].compute,
+            latency_s=_or_none(report.layers[layer.name].cost.latency_s),
+            energy_j=_or_none(report.layers[layer.name].cost.energy_j),
+            weight_bytes=report.layers[layer.name].cost.weight_bytes,
+            bit_ops=report.layers[layer.name].cost.bit_ops,
+        )
+        for layer in pricing.network
+    )
+
+
+def _measured(job: Job, split: str, quality: Quality, float_value: float) -> MeasuredQuality:
+    return MeasuredQuality(
+        split=split,
+        metric=job.task.metric,
+        higher_is_better=job.task.higher_is_better,
+        value=quality.value,
+        float_value=float_value,
+        samples=quality.samples,
+        drop=quality.drop,
+        drop_low=_or_none(quality.drop_low),
+        drop_high=_or_none(quality.drop_high),
+    )
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What run.json says about a run from its start."""
+    task = job.task
+    return {
+        "task": task.name,
+        "hardware": job.cost_model.name,
+        "strategy": job.strategy.name,
+        "seed": job.seed,
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "has_interval": task.per_sample,
+        "model": {"name": type(task.model).__name__, "fingerprint": fingerprint(task.model)},
+        "data_fingerprint": task.fingerprint,
+        "budget": job.budget.given(),
+        "budget_reference": job.budget.reference,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit checked out in the current folder; None outside a repository or without git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path.cwd())
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

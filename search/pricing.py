@@ -1,0 +1,100 @@
+"""Prices of policies: every cost of any policy, and the columns the solver adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwmodels import ADDITIVE_COSTS, FLOAT_PRECISION, CostModel, CostReport, CostTable, Network, Precision, Workload
+from search.policy import Policy
+from search.space import SearchSpace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INT8 = Precision.parse("int8/uint8")
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What policies of one space cost on one target.
+
+    Attributes:
+        network: The network.
+        space: The choices.
+        cost_model: The target.
+        workload: Batch and threads.
+    """
+
+    network: Network
+    space: SearchSpace
+    cost_model: CostModel
+    workload: Workload
+
+    def report(self, policy: Mapping[str, Precision]) -> CostReport:
+        """Prices a policy layer by layer."""
+        return self.cost_model.network_cost(self.network, policy, self.workload)
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        """Every cost of a policy, with its average and effective weight bits."""
+        bits = {
+            "average_weight_bits": policy.average_weight_bits(self.network),
+            "effective_bits": policy.effective_bits(self.network),
+        }
+        return asdict(self.report(policy).total) | bits
+
+    def reference(self, name: str) -> dict[str, float]:
+        """Costs of the `float` or the `int8` network."""
+        precision = FLOAT_PRECISION if name == "float" else INT8
+        return self.costs(Policy.uniform(self.network, precision))
+
+    @cached_property
+    def table(self) -> CostTable:
+        """The cost of every choice of every layer."""
+        return self.cost_model.cost_table(self.network, self.space.layer_choices, self.workload)
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """Additive costs: for each cost, one array per unit with one value per choice.
+
+        What no choice changes is in `fixed`. Average and effective bits are per weight of the whole network.
+        """
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in self.fixed}
+        for unit in self.space.units:
+            layers = [
+                (self.network[name], tuple(self.space.precision_of(name, choice) for choice in unit.choices))
+                for name in unit.layers
+            ]
+            for cost in ADDITIVE_COSTS:
+                columns[cost].append(sum(self.table.column(cost, layer.name, taken) for layer, taken in layers))
+            nominal = [sum(p[i].weight.bits * layer.weight_count for layer, p in layers) for i in range(len(unit.choices))]
+            stored = [
+                sum(p[i].weight.storage_bits(layer.weight_count, layer.channels) for layer, p in layers)
+                for i in range(len(unit.choices))
+            ]
+            columns["average_weight_bits"].append(np.array(nominal) / self.network.weight_count)
+            columns["effective_bits"].append(np.array(stored) / self.network.weight_count)
+        return {name: tuple(arrays) for name, arrays in columns.items()}
+
+    @cached_property
+    def fixed(self) -> dict[str, float]:
+        """The part of each additive cost that no choice changes."""
+        fixed = {name: getattr(self.table.fixed, name) for name in ADDITIVE_COSTS}
+        return fixed | {"average_weight_bits": 0.0, "effective_bits": 0.0}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The cost table as `layer, precision, compute, bound` and one column per cost."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"layer": layer, "precision": str(precision), "compute": priced.compute, "bound": priced.bound}
+                | asdict(priced.cost)
+                for layer, row in self.table.layers.items()
+                for precision, priced in row.items()
+            ]
+        )

@@ -1,0 +1,146 @@
+"""The pipeline on one page: from a task and a budget to a plan, every stage a file in the run directory."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from uuid import uuid4
+
+import numpy as np
+
+from search.assignment import check_feasible
+from search.errors import BitplanError
+from search.front import compose_front, front_table, rank_correlation
+from search.job import Job, Result
+from search.objective import Objective, SpentError
+from search.planning import identity, make_plan
+from search.policy import Policy
+from search.pricing import Pricing
+from search.progress import Progress
+from search.quality.evaluate import Evaluator, Quality
+from search.quality.sensitivity import SensitivityTable, score_choices
+from search.quantize.fold import fold_batch_norm
+from search.quantize.simulate import QuantizedModel
+from search.recover import repair
+from search.rundir import RunDirectory
+from search.space import build_space
+from search.trace import shared_parameters, trace
+from search.trials import Trial, TrialLog
+
+
+def search(job: Job, progress: Progress | None = None) -> Result:
+    """Runs a search, or goes on with the one that was interrupted in the same directory.
+
+    Args:
+        job: What to search.
+        progress: Where to show how far it is; silent by default.
+
+    Raises:
+        BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
+    """
+    run, started = RunDirectory(job.run_dir), time.time()
+    run.claim()
+    try:
+        earlier = run.info() if run.resume(job.config) else {"run_id": uuid4().hex, "started": started}
+        run.update(**earlier | identity(job) | {"status": "running", "config": dict(job.config)})
+        result = pipeline(job, run, progress or Progress())
+        run.update(status="finished", finished=time.time(), seconds=time.time() - started)
+        return result
+    except BaseException as error:
+        if run.file("run.json").is_file():
+            run.update(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    finally:
+        run.release()
+
+
+def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
+    """Goes through the stages; those whose files are there already take no time."""
+    task, budget, strategy = job.task, job.budget, job.strategy
+
+    progress.stage("reading the network")
+    folded = fold_batch_norm(task.model, task.example_input)
+    network = trace(folded.model, task.example_input)
+    run.write_layers(network.to_rows())
+
+    ties = [*job.space.ties, *map(list, shared_parameters(folded.model, network))]
+    space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
+    pricing = Pricing(network, space, job.cost_model, job.workload)
+    limits = budget.limits(pricing.reference(budget.reference))
+    check_feasible(pricing, limits, build_space(network, job.space.weight, job.space.input))
+    run.write_table("costs.parquet", pricing.to_frame())
+
+    progress.stage("calibrating ranges")
+    simulated = QuantizedModel(folded.model, network, job.quantizer)
+    simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
+    evaluator = Evaluator(task, simulated, run.path)
+    evaluator.float_scores("selection")
+
+    def score() -> SensitivityTable:
+        progress.stage("scoring choices")
+        table = score_choices(task, simulated, space, run.scores(), progress.step)
+        run.write_table("sensitivity.parquet", table.to_frame(space))
+        progress.stage("measuring policies")
+        return table
+
+    progress.stage("measuring policies")
+    log = TrialLog(run.file("trials.jsonl"))
+    objective = Objective(
+        evaluator,
+        pricing,
+        limits,
+        log,
+        allowance=strategy,
+        score=score,
+        primary_cost=next(iter(limits), "weight_bytes"),
+        quality_drop=budget.quality_drop,
+        on_trial=progress.trial,
+    )
+    with suppress(SpentError):
+        strategy.search(space, objective, np.random.default_rng(job.seed))
+    winner = best_trial(objective, log.trials)
+
+    progress.stage("measuring the front on the report split")
+    reports = run.measurements()
+
+    def on_report(policy: Policy, key: str) -> Quality:
+        return reports.get(key) or reports.add(key, evaluator.measure(policy, "report"))
+
+    members = compose_front(objective, log.trials, winner, network, job.space.input)
+    front = front_table([(member, on_report(member.policy, member.policy.digest)) for member in members], objective, budget)
+    run.write_table("front.csv", front)
+
+    selection, altered = evaluator.measure(winner.policy, "selection"), {}
+    report_key = winner.digest
+    if job.recover:
+        progress.stage("repairing the winner")
+        altered, selection = repair(job.recover, evaluator, winner.policy, selection)
+        report_key += "+" + "+".join(job.recover) if altered else ""
+    qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}
+    plan = make_plan(job, objective, simulated, evaluator, winner.policy, qualities, folded.pairs, altered)
+    plan.save(run.file("plan.json"))
+
+    run.update(
+        digest=plan.digest,
+        verdict=plan.budget.verdict,
+        evaluations=objective.spent_evaluations,
+        limits=limits,
+        primary_cost=objective.primary_cost,
+        rank_correlation=rank_correlation(log.trials),
+    )
+    return Result(plan, front, run)
+
+
+def best_trial(objective: Objective, trials: list[Trial]) -> Trial:
+    """Picks the winner from the log.
+
+    Raises:
+        BitplanError: If nothing within budget was measured.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.fidelity == 1.0]
+    if not complete:
+        raise BitplanError(
+            f"no policy within budget was measured in {len(trials)} proposals; give strategy.evaluations more, "
+            "use strategy=solver, which proposes only policies within budget, or relax the budget"
+        )
+    return min(complete, key=objective.rank)

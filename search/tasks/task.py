@@ -1,0 +1,119 @@
+"""What is quantized, on which data, judged how."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Split = Literal["calibration", "selection", "report"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Task(ABC):
+    """A trained model, its data in three disjoint splits, and the metric that judges it.
+
+    Ranges and sensitivities come from `calibration`, plans are compared on `selection`, and the quality that is
+    promised comes from `report`. Subclasses set `model` and `example_input` and implement `batches` and `score`.
+
+    Attributes:
+        name: What run directories, tags and file names call the task.
+        metric: Name of the metric, as tables and plots print it.
+        higher_is_better: False for errors and losses.
+    """
+
+    name: str = "task"
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    per_sample: ClassVar[bool] = True
+
+    model: nn.Module
+    example_input: Any
+
+    @abstractmethod
+    def batches(self, split: Split) -> Iterable[Any]:
+        """Yields the batches of `split`, always the same ones in the same order."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Returns one value per sample, shape `(samples,)`; the metric is their mean."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Returns what the metric reads, samples along the first axis. Default: the model called on the batch's inputs."""
+        return main_output(call(model, self.inputs(batch)))
+
+    def inputs(self, batch: Any) -> Any:
+        """Returns the model inputs of `batch`. Default: all but the last element of a `(inputs..., target)` tuple."""
+        if isinstance(batch, (tuple, list)) and len(batch) > 1:
+            return batch[0] if len(batch) == 2 else tuple(batch[:-1])
+        return batch
+
+    def divergence(self, reference: Tensor, outputs: Tensor) -> Tensor:
+        """Returns how far `outputs` are from the float model's, one value per sample, shape `(samples,)`, at least 0.
+
+        Default: the Kullback-Leibler divergence KL(reference || outputs) in nats of the softmax over the last axis,
+        averaged over the axes between. Override it for outputs that are not logits.
+        """
+        p, q = F.log_softmax(reference.double(), -1), F.log_softmax(outputs.double(), -1)
+        return (p.exp() * (p - q)).sum(-1).reshape(len(p), -1).mean(1).clamp_min(0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every tensor of the three splits, in order."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(split.encode())
+            for batch in self.batches(split):
+                for tensor in tensors_in(batch):
+                    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Calls `model` with one tensor, a tuple of positional inputs, or a mapping of keyword inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def main_output(output: Any) -> Tensor:
+    """Returns the tensor a metric reads from whatever a model returns: the tensor, `.logits`, or the only candidate.
+
+    Raises:
+        TypeError: If several tensors come back and none is called `logits`.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    if isinstance(named.get("logits"), Tensor):
+        return named["logits"]
+    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+    if len(found) == 1:
+        return found[0]
+    keys = f" with keys {sorted(map(str, named))}" if named else ""
+    raise TypeError(
+        f"the model returns {type(output).__name__}{keys} holding {len(found)} floating-point tensors; "
+        "override `Task.outputs` to say which of them the metric reads"
+    )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Lists the tensors in nested tuples, lists, mappings and dataclass-like outputs, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        value = list(vars(value).values())
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []

@@ -1,0 +1,141 @@
+"""What the command line prints: tables of the front, of exports and of verifications."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from search.backends.base import ExportReport, Verification
+    from search.job import Result
+    from search.plan import Plan
+
+VERDICT_STYLE = {"met": "green", "missed": "red", "undecided": "yellow"}
+UNITS = {"latency_s": ("latency", 1e3, "ms"), "energy_j": ("energy", 1e6, "µJ"), "weight_bytes": ("size", 1 / 1024, "KiB")}
+
+
+def size(value: float) -> str:
+    """Bytes in KiB or MiB."""
+    return f"{value / 1024:.1f} KiB" if value < 1 << 20 else f"{value / (1 << 20):.2f} MiB"
+
+
+def quantity(value: float | None, scale: float, unit: str) -> str:
+    """A scaled number with three significant digits and its unit; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value * scale:.3g} {unit}"
+
+
+def interval(drop: float, low: float | None, high: float | None) -> str:
+    """A drop in percentage-point style with its 95% interval, or alone where it has none."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return f"{drop:+.4f}"
+    return f"{drop:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
+    """An empty table whose first `left` columns are aligned left."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < left else "right")
+    return table
+
+
+def front_table(front: pd.DataFrame, plan: Plan) -> Table:
+    """The front beside the float network and the uniform baselines."""
+    tiers = {name: cost.tier for name, cost in plan.cost.items()}
+    table = plain_table(
+        f"{plan.task} on {plan.hardware}: {plan.quality.metric} on the report split ({plan.quality.samples} samples)",
+        [
+            "plan",
+            plan.quality.metric,
+            "drop vs float [95%]",
+            "bits",
+            "effective",
+            "size",
+            f"latency ({tiers['latency_s']})",
+            f"energy ({tiers['energy_j']})",
+            "budget",
+        ],
+    )
+    for row in front.to_dict("records"):
+        style = "bold" if row["role"] == "winner" else ("dim" if row["role"] in ("float", "uniform") else "")
+        verdict = f"[{VERDICT_STYLE[row['verdict']]}]{row['verdict']}[/]"
+        table.add_row(
+            f"{row['name']}{' ← winner' if row['role'] == 'winner' else ''}",
+            f"{row['quality']:.4f}",
+            interval(row["drop"], row["drop_low"], row["drop_high"]) if row["role"] != "float" else "",
+            f"{row['average_weight_bits']:.2f}",
+            f"{row['effective_bits']:.2f}",
+            f"{size(row['weight_bytes'])} ({row['size_ratio']:.3f}x)",
+            quantity(row["latency_s"], 1e3, "ms"),
+            quantity(row["energy_j"], 1e6, "µJ"),
+            verdict,
+            style=style,
+        )
+    return table
+
+
+def print_result(result: Result, console: Console) -> None:
+    """Prints what a search found and which files it wrote."""
+    plan, run = result.plan, result.run
+    console.print(front_table(result.front, plan))
+    limits = ", ".join(f"{name} {value:g}" for name, value in plan.budget.limits.items()) or "none"
+    style = VERDICT_STYLE[plan.budget.verdict]
+    quality = plan.quality
+    console.print(
+        f"Budget ({limits}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: {quality.metric} {quality.value:.4f} "
+        f"(float {quality.float_value:.4f}, drop {interval(quality.drop, quality.drop_low, quality.drop_high)}) at "
+        f"{plan.average_weight_bits:.2f} bits per weight, {size(plan.cost['weight_bytes'].value or 0)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if quality.drop_low is None:
+        console.print("The task gives one number per evaluation, so drops have no interval.", highlight=False)
+    correlation = run.info().get("rank_correlation")
+    if correlation is not None:
+        low = " (low: trust the measurements, not the prediction)" if correlation < 0.5 else ""
+        console.print(f"Rank correlation of predicted loss and measured drop: {correlation:.2f}{low}", highlight=False)
+    console.print(f"Costs: {plan.cost_source}", style="dim", highlight=False, soft_wrap=True)
+    names = ("plan.json", "plan.safetensors", "report.html", "figures", "front.csv", "trials.jsonl", "layers.json")
+    written = [name for name in names if run.file(name).exists()]
+    console.print(f"Wrote {run.path}: {', '.join(written)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_export(report: ExportReport, console: Console) -> None:
+    """Prints what became of every layer."""
+    table = plain_table(f"export to {report.backend}", ["layer", "precision", "weight", "input", "compute", "note"], left=6)
+    for layer in report.layers:
+        table.add_row(layer.name, layer.precision, layer.weight, layer.input, layer.compute or "–", layer.note)
+    console.print(table)
+    console.print(f"Wrote {', '.join(map(str, report.files))}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_verification(found: Verification, console: Console) -> None:
+    """Prints what an exported plan delivered beside what it promised."""
+    table = plain_table(f"{found.backend} on {found.samples} report samples", ["what", "delivered", "promised"])
+    promised = f"{found.promised:.4f}"
+    if found.promised_low is not None and found.promised_high is not None:
+        promised += f" [{found.promised_low:.4f}, {found.promised_high:.4f}]"
+    table.add_row("quality", f"{found.quality:.4f}", promised)
+    table.add_row("agreement with the simulation", f"{found.agreement:.2%}", "99.5%")
+    table.add_row("largest output difference", f"{found.largest_difference:.3g}", "")
+    table.add_row("bytes on disk", size(found.bytes_on_disk), size(found.planned_bytes))
+    for latency in found.latencies:
+        spread = f"{latency.median_s * 1e3:.3g} ms [{latency.low_s * 1e3:.3g}, {latency.high_s * 1e3:.3g}]"
+        table.add_row(f"latency of {latency.name}, batch {latency.batch}", spread, "")
+    console.print(table)
+
+
+def print_devices(devices: Iterable[Any], console: Console) -> None:
+    """Prints the shipped device files."""
+    table = plain_table("devices", ["name", "description"], left=2)
+    for device in devices:
+        table.add_row(device.id, device.description)
+    console.print(table)

@@ -1,0 +1,91 @@
+"""Trials: what was tried, what it cost, and what it was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from search.files import JsonLines
+from search.policy import Policy
+
+State = Literal["complete", "infeasible", "failed"]
+"""Measured; over budget, hence not measured; measured, but the metric is not a number."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy tried.
+
+    Attributes:
+        number: Counts from 0 in the order of the log.
+        policy: The policy.
+        fidelity: Share of the selection split it was measured on.
+        metrics: `quality`, `samples`, `drop`, `drop_low`, `drop_high` on the selection split, and `predicted`, the
+            sensitivity's forecast of its loss, where known; empty for an infeasible policy.
+        cost: Predicted costs in SI units, None where the hardware model knows none.
+        seconds: Time the measurement took.
+        state: What came of it.
+    """
+
+    number: int
+    policy: Policy
+    fidelity: float
+    metrics: Mapping[str, float | None]
+    cost: Mapping[str, float | None]
+    seconds: float
+    state: State
+
+    @property
+    def digest(self) -> str:
+        """The policy's digest."""
+        return self.policy.digest
+
+    @property
+    def quality(self) -> float:
+        """The measured quality.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        quality = self.metrics.get("quality")
+        if quality is None:
+            raise ValueError(f"trial {self.number} is {self.state} and has no quality")
+        return quality
+
+    @property
+    def drop(self) -> float:
+        """The measured drop against the float model, on the same samples.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        drop = self.metrics.get("drop")
+        if drop is None:
+            raise ValueError(f"trial {self.number} is {self.state} and has no drop")
+        return drop
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial as one line of `trials.jsonl`."""
+        row = asdict(self)
+        return {"number": self.number, "digest": self.digest, **row, "policy": self.policy.to_dict()}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Trial:
+        """Reads what `to_dict` wrote."""
+        names = ("number", "fidelity", "metrics", "cost", "seconds", "state")
+        return cls(policy=Policy.from_dict(row["policy"]), **{name: row[name] for name in names})
+
+
+class TrialLog:
+    """The append-only record of a search, `trials.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)
+        self.trials = [Trial.from_dict(row) for row in self._lines.read()]
+
+    def append(self, trial: Trial) -> None:
+        """Adds a trial and waits until it is on disk."""
+        self._lines.append(trial.to_dict())
+        self.trials.append(trial)
