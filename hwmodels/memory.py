@@ -26,14 +26,15 @@ def peak_activation_bytes(network: Network, policy: Mapping[str, Precision]) -> 
     A tensor lives from its producer (network inputs: from the start) to its last consumer (network outputs: to the
     end); operations do not run in place.
     """
-    position = {name: step for step, name in enumerate(network.order)}
+    first = {name: step for step, name in reversed(list(enumerate(network.order)))}  # shared layers run several times
+    last = {name: step for step, name in enumerate(network.order)}
     bits = stored_bits(network, policy)
     last_step = len(network.order) - 1
     change = [0.0] * (len(network.order) + 1)
     for tensor in network.tensors.values():
         size = tensor.values * bits[tensor.name] / 8
-        born = position[tensor.producer] if tensor.producer in position else 0
-        dies = max((position[name] for name in tensor.consumers if name in position), default=born)
+        born = first.get(tensor.producer or "", 0)
+        dies = max((last[name] for name in tensor.consumers if name in last), default=born)
         dies = last_step if tensor.name in network.outputs else dies
         change[born] += size
         change[dies + 1] -= size

@@ -27,7 +27,9 @@ def assignment_problem(pricing: Pricing, sensitivity: SensitivityTable | None = 
         sensitivity: The scores; None scores everything zero, for questions about cost alone.
     """
     space = pricing.space
-    scores, labels, readers = [], [], {}
+    scores: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    readers: dict[int, list[int]] = {}
     for number, unit in enumerate(space.units):
         weight, input_ = space.decisions[unit.weight], space.decisions[unit.input]
         pairs = [(weight.formats.index(c.weight), input_.formats.index(c.input)) for c in unit.choices]

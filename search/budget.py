@@ -55,7 +55,9 @@ class Budget:
             raise ConfigError(f"budget.reference={self.reference} is unknown; allowed: {', '.join(REFERENCES)}")
         for name, limit in self.given().items():
             if limit < 0 or (limit == 0 and name != "quality_drop") or limit != limit:
-                raise ConfigError(f"budget.{name}={limit} must be {'at least' if name == 'quality_drop' else 'above'} 0")
+                raise ConfigError(
+                    f"budget.{name}={limit} must be {'at least' if name == 'quality_drop' else 'above'} 0"
+                )
 
     def given(self) -> dict[str, float]:
         """The limits that are set, by their config name."""
@@ -77,7 +79,9 @@ class Budget:
                 continue
             cost = RATIOS.get(name, name)
             if reference[cost] != reference[cost]:
-                raise ConfigError(f"budget.{name} needs a hardware model that knows {cost}, and this one does not; choose hardware=zen5")
+                raise ConfigError(
+                    f"budget.{name} needs a hardware model that knows {cost}, and this one does not; choose hardware=zen5"
+                )
             limit = limit * reference[cost] if name in RATIOS else limit
             limits[cost] = min(limit, limits.get(cost, limit))
         return limits

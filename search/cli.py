@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="run an exported plan and compare it with its promise")
     verify.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
     verify.add_argument("--backend", required=True, help="onnxruntime or torchao")
-    verify.add_argument("--out", type=Path, metavar="DIR", help="folder of the export; default: a temporary one, exported anew")
+    verify.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the export; default: a temporary one, exported anew"
+    )
     verify.add_argument("overrides", nargs="*", metavar="task.KEY=VALUE", help="task settings, such as task.root=DIR")
     verify.set_defaults(command=verify_command)
 

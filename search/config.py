@@ -128,7 +128,9 @@ def build(node: Any, kind: type, key: str) -> Any:
             raise ConfigError(f"{key}: {node.get('_target_')} cannot be built: {cause}") from error
         raise
     if not isinstance(built, kind):
-        raise ConfigError(f"{key}._target_={node.get('_target_')} made a {type(built).__name__}; it must be a {kind.__name__}")
+        raise ConfigError(
+            f"{key}._target_={node.get('_target_')} made a {type(built).__name__}; it must be a {kind.__name__}"
+        )
     return built
 
 
@@ -194,13 +196,15 @@ def explain(error: Exception) -> str:
         return f"{key} is no setting{closest(key, known)}{allowed}"
     option = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+\S+)+)", text)
     if option:
-        allowed = option[3].split()
-        return f"{option[1]}={option[2]} is unknown{closest(option[2], allowed)}; allowed: {', '.join(allowed)}"
+        options = option[3].split()
+        return f"{option[1]}={option[2]} is unknown{closest(option[2], options)}; allowed: {', '.join(options)}"
     group = re.search(r"Could not override '([^']+)'.\s*No match in the defaults list", text)
     if group:
         return f"{group[1]} is no setting and no group{closest(group[1], _known_keys())}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith(("full_key", "object_type", "reference_type")))
+    return "; ".join(
+        line for line in dict.fromkeys(lines) if not line.startswith(("full_key", "object_type", "reference_type"))
+    )
 
 
 def _known_keys() -> list[str]:

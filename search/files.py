@@ -76,5 +76,7 @@ class JsonLines:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise DataError(f"{self.path}, line {number} is damaged ({error}); delete that line to go on") from error
+                raise DataError(
+                    f"{self.path}, line {number} is damaged ({error}); delete that line to go on"
+                ) from error
         return rows

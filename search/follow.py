@@ -102,9 +102,9 @@ class Follower(TorchFunctionMode):
         if self._layers_running:
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
-        versions = [tensor._version for tensor in given]
+        versions = [_version(tensor) for tensor in given]
         result = func(*args, **kwargs)
-        changed = [tensor for tensor, version in zip(given, versions, strict=True) if tensor._version != version]
+        changed = [tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) != version]
         kind = _kind_of_function(func)
         fresh = []
         for tensor in tensors_in(result):
@@ -385,6 +385,11 @@ def _memory(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:
         return id(tensor)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts the writes in place; tensors made in inference mode have no count, and refuse such writes."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:

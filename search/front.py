@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hwmodels import FLOAT_PRECISION, Format, Network, Precision
+from hwmodels import Format, Network, Precision
+from hwmodels.precision import FLOAT_PRECISION
 from search.budget import Budget
 from search.objective import Objective
 from search.pareto import front as non_dominated

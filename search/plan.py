@@ -7,7 +7,6 @@ tensors that the plan was made for.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from search.errors import DataError, closest
 from search.files import replacing, write_text
 from search.policy import Policy
 from search.quantize.affine import Range
-from search.quantize.fold import fold_pairs
+from search.quantize.fold import Fold, apply_folds
 from search.quantize.simulate import QuantizedModel, Ranges
 
 SCHEMA = "bitplan/1"
@@ -119,7 +118,7 @@ class Plan(Record):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    schema_: Literal["bitplan/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["bitplan/1"] = Field(alias="schema")
     digest: str
     task: str
     model: ModelRecord
@@ -182,8 +181,7 @@ class Plan(Record):
             DataError: If `model` is not the one the plan was made for.
         """
         self.check(model)
-        folded = copy.deepcopy(model).eval()
-        fold_pairs(folded, self.model.folded)
+        folded = apply_folds(model, tuple(Fold(*names) for names in self.model.folded)).eval()
         simulated = QuantizedModel(folded, self.network, ranges=self.ranges)
         simulated.alter(self.altered)
         simulated.apply(self.policy)
@@ -204,10 +202,16 @@ class Plan(Record):
         digests = tensor_digests(model)
         for name, expected in self._model_digests.items():
             if name not in digests:
-                raise DataError(f"the plan is for another model: it has {name}, this one has not{closest(name, digests)}")
+                raise DataError(
+                    f"the plan is for another model: it has {name}, this one has not{closest(name, digests)}"
+                )
             if digests[name] != expected:
                 (kind, was), (this, now) = (text.rsplit(" ", 1) for text in (expected, digests[name]))
-                what = f"values differ (sha256 {was[:12]}..., here {now[:12]}...)" if kind == this else f"was {kind}, here {this}"
+                what = (
+                    f"values differ (sha256 {was[:12]}..., here {now[:12]}...)"
+                    if kind == this
+                    else f"was {kind}, here {this}"
+                )
                 raise DataError(f"the plan is for another model: {name} {what}")
         extra = next(name for name in digests if name not in self._model_digests)
         raise DataError(f"the plan is for another model: this one has {extra}, which the plan's has not")
@@ -267,7 +271,7 @@ class Plan(Record):
                 f"{path.name} says {self.tensors.sha256[:12]}..."
             )
         try:
-            with safe_open(beside, "pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(beside, "pt") as file:
                 self._tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 self._model_digests.update(json.loads(file.metadata()["model"]))
         except SafetensorError as error:
@@ -278,7 +282,9 @@ class Plan(Record):
             needed += [f"{layer.name}/input_scale", f"{layer.name}/input_zero_point"] * (precision.input != FLOAT)
             for name in needed:
                 if name not in self._tensors:
-                    raise DataError(f"{beside} lacks {name}, which the {layer.weight}/{layer.input} of that layer needs")
+                    raise DataError(
+                        f"{beside} lacks {name}, which the {layer.weight}/{layer.input} of that layer needs"
+                    )
 
 
 def plan_tensors(simulated: QuantizedModel, policy: Policy, altered: Mapping[str, Tensor]) -> dict[str, Tensor]:

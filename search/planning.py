@@ -105,7 +105,9 @@ def make_plan(
 def _planned_costs(pricing: Pricing, policy: Policy) -> dict[str, PlannedCost]:
     report, reference = pricing.report(policy), pricing.reference("float")
     return {
-        name: PlannedCost(value=_or_none(value), reference=_or_none(reference[name]), tier=report.tiers.get(name, "unknown"))
+        name: PlannedCost(
+            value=_or_none(value), reference=_or_none(reference[name]), tier=report.tiers.get(name, "unknown")
+        )
         for name, value in asdict(report.total).items()
     }
 

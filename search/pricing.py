@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwmodels import ADDITIVE_COSTS, FLOAT_PRECISION, CostModel, CostReport, CostTable, Network, Precision, Workload
+from hwmodels import CostModel, CostReport, CostTable, Network, Precision, Workload
+from hwmodels.cost import ADDITIVE_COSTS
+from hwmodels.precision import FLOAT_PRECISION
 from search.policy import Policy
 from search.space import SearchSpace
 
@@ -70,8 +72,10 @@ class Pricing:
                 for name in unit.layers
             ]
             for cost in ADDITIVE_COSTS:
-                columns[cost].append(sum(self.table.column(cost, layer.name, taken) for layer, taken in layers))
-            nominal = [sum(p[i].weight.bits * layer.weight_count for layer, p in layers) for i in range(len(unit.choices))]
+                columns[cost].append(np.sum([self.table.column(cost, layer.name, p) for layer, p in layers], axis=0))
+            nominal = [
+                sum(p[i].weight.bits * layer.weight_count for layer, p in layers) for i in range(len(unit.choices))
+            ]
             stored = [
                 sum(p[i].weight.storage_bits(layer.weight_count, layer.channels) for layer, p in layers)
                 for i in range(len(unit.choices))

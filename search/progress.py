@@ -48,7 +48,13 @@ class BarProgress(Progress):
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = RichProgress(*columns, console=console, transient=True)
         self._bar = self._bars.add_task("starting", total=None)
         self._evaluations = evaluations
@@ -64,7 +70,10 @@ class BarProgress(Progress):
     def trial(self, trial: Trial, known: bool) -> None:
         self._measured += trial.state != "infeasible"
         self._bars.update(
-            self._bar, description=f"measuring policies: {describe(trial, known)}", completed=self._measured, total=self._evaluations
+            self._bar,
+            description=f"measuring policies: {describe(trial, known)}",
+            completed=self._measured,
+            total=self._evaluations,
         )
 
     def close(self) -> None:

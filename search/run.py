@@ -7,6 +7,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 import numpy as np
+from torch import Tensor
 
 from search.assignment import check_feasible
 from search.errors import BitplanError
@@ -107,17 +108,19 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         return reports.get(key) or reports.add(key, evaluator.measure(policy, "report"))
 
     members = compose_front(objective, log.trials, winner, network, job.space.input)
-    front = front_table([(member, on_report(member.policy, member.policy.digest)) for member in members], objective, budget)
+    front = front_table(
+        [(member, on_report(member.policy, member.policy.digest)) for member in members], objective, budget
+    )
     run.write_table("front.csv", front)
 
-    selection, altered = evaluator.measure(winner.policy, "selection"), {}
-    report_key = winner.digest
+    selection, report_key = Quality.of_trial(winner.metrics), winner.digest
+    altered: dict[str, Tensor] = {}
     if job.recover:
         progress.stage("repairing the winner")
         altered, selection = repair(job.recover, evaluator, winner.policy, selection)
         report_key += "+" + "+".join(job.recover) if altered else ""
     qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}
-    plan = make_plan(job, objective, simulated, evaluator, winner.policy, qualities, folded.pairs, altered)
+    plan = make_plan(job, objective, simulated, evaluator, winner.policy, qualities, folded.folds, altered)
     plan.save(run.file("plan.json"))
 
     run.update(

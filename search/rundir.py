@@ -70,7 +70,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
-            raise ConfigError(f"another search is running in {self.path}; wait for it, or choose another run_dir") from None
+            raise ConfigError(
+                f"another search is running in {self.path}; wait for it, or choose another run_dir"
+            ) from None
 
     def release(self) -> None:
         """Lets other processes write here."""

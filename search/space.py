@@ -231,9 +231,13 @@ def _pins(network: Network, pins: Mapping[str, str]) -> tuple[dict[str, Format],
             if "/" not in str(name):
                 continue
             if not network[layer].quantizes_input and precision.input != FLOAT:
-                raise ConfigError(f"{key}={name}: layer {layer} is weight-only, its input stays in float; pin it to {precision.weight}")
+                raise ConfigError(
+                    f"{key}={name}: layer {layer} is weight-only, its input stays in float; pin it to {precision.weight}"
+                )
             if input_.setdefault(layer, precision.input) != precision.input:
-                raise ConfigError(f"{key}={name} contradicts another pin, which fixes the input of {layer} to {input_[layer]}")
+                raise ConfigError(
+                    f"{key}={name} contradicts another pin, which fixes the input of {layer} to {input_[layer]}"
+                )
     return weight, input_
 
 

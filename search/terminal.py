@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from search.plan import Plan
 
 VERDICT_STYLE = {"met": "green", "missed": "red", "undecided": "yellow"}
-UNITS = {"latency_s": ("latency", 1e3, "ms"), "energy_j": ("energy", 1e6, "µJ"), "weight_bytes": ("size", 1 / 1024, "KiB")}
+UNITS = {
+    "latency_s": ("latency", 1e3, "ms"),
+    "energy_j": ("energy", 1e6, "µJ"),
+    "weight_bytes": ("size", 1 / 1024, "KiB"),
+}
 
 
 def size(value: float) -> str:
@@ -110,7 +114,9 @@ def print_result(result: Result, console: Console) -> None:
 
 def print_export(report: ExportReport, console: Console) -> None:
     """Prints what became of every layer."""
-    table = plain_table(f"export to {report.backend}", ["layer", "precision", "weight", "input", "compute", "note"], left=6)
+    table = plain_table(
+        f"export to {report.backend}", ["layer", "precision", "weight", "input", "compute", "note"], left=6
+    )
     for layer in report.layers:
         table.add_row(layer.name, layer.precision, layer.weight, layer.input, layer.compute or "–", layer.note)
     console.print(table)

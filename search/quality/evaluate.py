@@ -44,8 +44,13 @@ class Quality:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Quality:
         """Reads what `to_dict` wrote."""
-        names = cls.__dataclass_fields__
-        return cls(**{name: math.nan if values[name] is None else values[name] for name in names})
+        low, high = (math.nan if values[name] is None else values[name] for name in ("drop_low", "drop_high"))
+        return cls(values["value"], values["samples"], values["drop"], low, high)
+
+    @classmethod
+    def of_trial(cls, metrics: Mapping[str, Any]) -> Quality:
+        """Reads a trial's metrics."""
+        return cls.from_dict({**metrics, "value": metrics["quality"]})
 
 
 def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 1.0) -> np.ndarray:
@@ -97,7 +102,7 @@ class Evaluator:
             return self._reference[split]
         path = self._directory / f"float_{split}.npy" if self._directory else None
         if path and path.is_file():
-            scores = np.load(path)
+            scores: np.ndarray = np.load(path)
         else:
             scores = self._scores({}, split, 1.0)
             if path:

@@ -54,6 +54,6 @@ def quantize_input(x: Tensor, range_: Range, format: Format) -> Tensor:
     if not x.is_contiguous() or x.numel() <= CHUNK:
         return torch.div(x, range_.scale).round_().clamp_(lowest, highest).mul_(range_.scale)
     out = torch.empty_like(x)
-    for source, target in zip(x.view(-1).split(CHUNK), out.view(-1).split(CHUNK), strict=True):
+    for source, target in zip(torch.split(x.view(-1), CHUNK), torch.split(out.view(-1), CHUNK), strict=True):
         torch.div(source, range_.scale, out=target).round_().clamp_(lowest, highest).mul_(range_.scale)
     return out

@@ -1,7 +1,7 @@
 """Folds batch norm into the layer before it, as every integer runtime does before it quantizes.
 
 In evaluation mode a batch norm is `y = gamma * (x - mean) / sqrt(var + eps) + beta`, one affine map per channel. Where
-`x` is the output of one convolution or linear layer and nothing else reads it, the map joins the layer's weight and bias.
+`x` is the output of one convolution or linear layer and nothing else reads it, the map joins that layer's parameters.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def fold_batch_norm(model: nn.Module, example_input: Any) -> FoldedModel:
     before = [_outputs(model, given, folds) for given in inputs]
 
     def attempt(tried: tuple[Fold, ...]) -> nn.Module | None:
-        folded = _fold(model, tried)
+        folded = apply_folds(model, tried)
         try:
             after = [_outputs(folded, given, tried) for given in inputs]
         except AttributeError:  # the model uses a norm's attributes, not only its output
@@ -76,7 +76,7 @@ def fold_batch_norm(model: nn.Module, example_input: Any) -> FoldedModel:
     for fold in folds:
         if attempt((*kept, fold)):
             kept = (*kept, fold)
-    return FoldedModel(_fold(model, kept), kept)
+    return FoldedModel(apply_folds(model, kept), kept)
 
 
 def _candidates(model: nn.Module, network: Network) -> tuple[Fold, ...]:
@@ -98,7 +98,7 @@ def _candidates(model: nn.Module, network: Network) -> tuple[Fold, ...]:
 
 
 def _only_source(network: Network, norm: Operation) -> Layer | None:
-    """Returns the layer whose only output only `norm` reads, both of them called once; None if there is no such layer."""
+    """Returns the layer whose only output only `norm` reads, both called once; None if there is no such layer."""
     is_called_again = any(operation.name == f"{norm.name}.1" for operation in network.operations)
     if is_called_again or len(norm.reads) != 1:
         return None
@@ -114,7 +114,7 @@ def _channels(layer: Layer) -> int:
     return layer.channels * (layer.groups if layer.kind.startswith("conv_transpose") else 1)
 
 
-def _fold(model: nn.Module, folds: tuple[Fold, ...]) -> nn.Module:
+def apply_folds(model: nn.Module, folds: tuple[Fold, ...]) -> nn.Module:
     """Returns a copy of `model` with `folds` carried out; the arithmetic is in float64."""
     model = copy.deepcopy(model)
     for fold in folds:

@@ -136,5 +136,7 @@ def _float32(scale: float) -> float:
 
 
 def _squared_error(centres: np.ndarray, counts: np.ndarray, range_: Range, format: Format) -> float:
-    codes = np.clip(np.round(centres / range_.scale), format.lowest - range_.zero_point, format.highest - range_.zero_point)
+    codes = np.clip(
+        np.round(centres / range_.scale), format.lowest - range_.zero_point, format.highest - range_.zero_point
+    )
     return float(counts @ np.square(codes * range_.scale - centres))

@@ -15,7 +15,7 @@ from hwmodels import Format, Network, Precision
 from search.errors import DataError
 from search.quantize.affine import Range, quantize_input, quantize_weight
 from search.quantize.ranges import Histogram, check_method, input_range, weight_scale
-from search.trace import parameter_of
+from search.trace import parameter_of, slow_attention
 
 WeightChoice = tuple[str, Format]  # layer, weight format
 InputChoice = tuple[str, Format]  # layer, input format
@@ -109,7 +109,9 @@ class QuantizedModel:
 
         self.apply({})
         self._seen = {layer.name: Histogram() for layer in self.network if layer.quantizes_input}
-        watching = [self._owners[name][0].register_forward_pre_hook(self._watch(name), with_kwargs=True) for name in self._seen]
+        watching = [
+            self._owners[name][0].register_forward_pre_hook(self._watch(name), with_kwargs=True) for name in self._seen
+        ]
         count = 0
         with exact_inference():
             for inputs in batches:
@@ -125,7 +127,9 @@ class QuantizedModel:
             try:
                 self._seen[layer].add(_first_tensor(args, kwargs))
             except ValueError as error:
-                raise DataError(f"layer {layer}: {error} in its calibration input; check the data and the model") from error
+                raise DataError(
+                    f"layer {layer}: {error} in its calibration input; check the data and the model"
+                ) from error
 
         return hook
 
@@ -193,7 +197,9 @@ class QuantizedModel:
 
 
 def _input_quantizer(range_: Range, format: Format) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (quantize_input(args[0], range_, format), *args[1:]), kwargs
         name = next(iter(kwargs))
@@ -209,10 +215,5 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 @contextmanager
 def exact_inference() -> Iterator[None]:
     """Runs without gradients and without the fused attention kernels, which would bypass the layers inside."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with slow_attention(), torch.inference_mode():
+        yield

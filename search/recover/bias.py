@@ -33,13 +33,13 @@ def bias_correction(evaluator: Evaluator, policy: Policy) -> dict[str, Tensor]:
     simulated.apply({})
     wanted = _output_means(simulated, task, targets)
     simulated.apply(policy)
-    original = {name: modules[name].bias.detach().clone() for name in targets}  # type: ignore[union-attr]
+    original = {name: modules[name].bias.detach().clone() for name in targets}
     for name in targets:
         shift = wanted[name] - _output_means(simulated, task, [name])[name]
         corrected[f"{name}.bias"] = original[name] + shift.to(original[name].dtype)
-        modules[name].bias.data = corrected[f"{name}.bias"].clone()  # type: ignore[union-attr]
+        modules[name].bias.data = corrected[f"{name}.bias"].clone()
     for name in targets:
-        modules[name].bias.data = original[name]  # type: ignore[union-attr]
+        modules[name].bias.data = original[name]
     return corrected
 
 

@@ -25,9 +25,7 @@ class RandomSearch(Strategy):
             objective(lower_until_feasible(space, objective, space.sample(rng), rng))
 
 
-def lower_until_feasible(
-    space: SearchSpace, objective: Objective, policy: Policy, rng: np.random.Generator
-) -> Policy:
+def lower_until_feasible(space: SearchSpace, objective: Objective, policy: Policy, rng: np.random.Generator) -> Policy:
     """Lowers random decisions of `policy` by one format until it keeps the budget or nothing is left to lower."""
     point = np.array(space.encode(policy))
     while not objective.is_feasible(policy) and point.any():

@@ -28,7 +28,9 @@ class Solver(Strategy):
 
     name = "solver"
 
-    def __init__(self, evaluations: int = 40, seconds: float | None = None, front: float = 0.3, near: float = 0.3) -> None:
+    def __init__(
+        self, evaluations: int = 40, seconds: float | None = None, front: float = 0.3, near: float = 0.3
+    ) -> None:
         """Creates the strategy.
 
         Args:
@@ -42,7 +44,9 @@ class Solver(Strategy):
         """
         super().__init__(evaluations, seconds)
         if min(front, near) < 0 or front + near > 1:
-            raise ConfigError(f"strategy.front={front} and strategy.near={near} must be at least 0 and add up to at most 1")
+            raise ConfigError(
+                f"strategy.front={front} and strategy.near={near} must be at least 0 and add up to at most 1"
+            )
         self.front = front
         self.near = near
 
@@ -88,14 +92,17 @@ class Solver(Strategy):
 
     def _cheapest(self, problem: Problem, limits: dict[str, float], objective: Objective) -> Iterator[Trial]:
         """Measures the cheapest policies that the calibrated prediction allows, until it proposes nothing new."""
-        losses, drops, tried = [], [], set()
+        losses: list[float] = []
+        drops: list[float] = []
+        tried: set[Policy] = set()
+        solved: set[float] = set()
         ends = [solution for solution in sweep(problem, objective.primary_cost, 5) if solution]
         allowed = [solution.score for solution in ends]
         while allowed:
             solution = solve(problem, limits, minimise=objective.primary_cost, max_score=allowed.pop())
             policy = solution_policy(objective.space, solution) if solution else None
-            if policy and policy.digest not in tried:
-                tried.add(policy.digest)
+            if policy and policy not in tried:
+                tried.add(policy)
                 trial = objective(policy)
                 yield trial
                 if trial.state == "complete":
@@ -103,8 +110,8 @@ class Solver(Strategy):
                     drops.append(trial.drop)
             if not allowed:
                 loss = allowed_loss(np.array(losses), np.array(drops), objective.quality_drop or 0.0)
-                if loss is not None and loss not in tried:
-                    tried.add(loss)
+                if loss is not None and loss not in solved:
+                    solved.add(loss)
                     allowed = [loss]
 
 

@@ -54,7 +54,7 @@ class Classification(Task):
 
     def batches(self, split: Split) -> Iterator[Labelled]:
         images, labels = self.load(split)
-        return zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        return zip(torch.split(images, self.batch_size), torch.split(labels, self.batch_size), strict=True)
 
     def score(self, outputs: Tensor, batch: Labelled) -> Tensor:
         """Returns 1 where the largest logit is the label's, else 0."""

@@ -56,7 +56,9 @@ class FunctionTask(Task):
         if not self._calibration:
             raise ConfigError("`calibration` is empty; give at least one batch of inputs")
         if divergence not in DIVERGENCES:
-            raise ConfigError(f"divergence={divergence!r} is unknown{closest(divergence, DIVERGENCES)} Allowed: kl, squared_error")
+            raise ConfigError(
+                f"divergence={divergence!r} is unknown{closest(divergence, DIVERGENCES)} Allowed: kl, squared_error"
+            )
         self._divergence = divergence
 
     def batches(self, split: Split) -> Iterable[Any]:

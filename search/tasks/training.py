@@ -49,12 +49,14 @@ RECIPES: dict[str, tuple[Callable[[], Classification], Recipe]] = {
     ),
     "fashion_mnist_mobilenetv2": (
         lambda: FashionMNIST("mobilenetv2"),
-        Recipe(epochs=15, batch_size=128, peak_rate=0.2, mirror=True, shift=2),
+        Recipe(epochs=12, batch_size=128, peak_rate=0.2, mirror=True, shift=2),
     ),
 }
 
 
-def train(task: Classification, recipe: Recipe, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> nn.Module:
+def train(
+    task: Classification, recipe: Recipe, out: Path, seed: int = 0, log: Callable[[str], None] = print
+) -> nn.Module:
     """Trains `task`'s network and writes it to `out`; a killed run goes on from its last whole epoch.
 
     Every epoch's shuffling and augmentation depend on the seed and the epoch alone, so an interrupted run ends with the
@@ -62,8 +64,11 @@ def train(task: Classification, recipe: Recipe, out: Path, seed: int = 0, log: C
     """
     torch.manual_seed(seed)
     images, labels = task.load("train")
-    model = task.network().to(memory_format=torch.channels_last)
-    steps = round(len(images) / recipe.batch_size)  # batches of nearly equal size: a last batch of one would upset batch norm
+    model = task.network()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = round(
+        len(images) / recipe.batch_size
+    )  # batches of nearly equal size: a last batch of one would upset batch norm
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.peak_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
@@ -84,7 +89,7 @@ def train(task: Classification, recipe: Recipe, out: Path, seed: int = 0, log: C
             x = augment(images[index], recipe, generator).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(model(x), labels[index])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
         with replacing(state) as aside:
@@ -106,7 +111,8 @@ def train(task: Classification, recipe: Recipe, out: Path, seed: int = 0, log: C
     with replacing(out) as aside:
         save_file(weights, aside)
     state.unlink(missing_ok=True)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
