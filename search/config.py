@@ -12,7 +12,7 @@ from typing import Any
 from hwmodels import CostModel, Workload
 from search.budget import Budget
 from search.errors import BitplanError, ConfigError, closest
-from search.job import Job, SpaceSettings
+from search.job import Job, SpaceSettings, settings
 from search.quantize.simulate import QuantizerSettings
 from search.recover import check_repairs
 from search.strategies.base import Strategy
@@ -82,6 +82,8 @@ def schema(record: type) -> type:
         if dataclasses.is_dataclass(kind):
             twin = schema(typing.cast(type, kind))
             fields.append((item.name, twin, dataclasses.field(default_factory=twin)))
+        elif type(None) in typing.get_args(kind) and any(map(typing.get_origin, typing.get_args(kind))):
+            fields.append((item.name, Any, None))  # OmegaConf cannot fill a typed container that is null; we check it
         elif item.default is not dataclasses.MISSING:
             fields.append((item.name, kind, item.default))
         elif item.default_factory is not dataclasses.MISSING:
@@ -150,19 +152,19 @@ def make_job(config: Any, run_dir: Path) -> Job:
         ConfigError: If a value is out of range or a target cannot be built.
     """
     values = plain(config)
-    steps = values["recover"]["steps"]
+    known = [item.name for item in dataclasses.fields(Config)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{key} is no setting{closest(key, known)}; allowed: {', '.join(known)}")
+    steps = settings(RecoverSettings, values["recover"], "recover").steps
     check_repairs(steps)
-    try:
-        workload = Workload(**values["workload"])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return Job(
         strategy=build(config.strategy, Strategy, "strategy"),
         cost_model=build(config.hardware, CostModel, "hardware"),
-        budget=Budget(**values["budget"]),
-        space=SpaceSettings(**values["space"]),
-        quantizer=QuantizerSettings(**values["quantizer"]),
-        workload=workload,
+        budget=settings(Budget, values["budget"], "budget"),
+        space=settings(SpaceSettings, values["space"], "space"),
+        quantizer=settings(QuantizerSettings, values["quantizer"], "quantizer"),
+        workload=settings(Workload, values["workload"], "workload"),
         task=build(config.task, Task, "task"),
         recover=tuple(steps),
         seed=values["seed"],
@@ -190,11 +192,14 @@ def explain(error: Exception) -> str:
     if unknown_key and "not in" in text:
         key = unknown_key[1] or unknown_key[2]
         known = _known_keys()
+        entry = re.search(r"Key '([^']+)' is not in struct", text)
+        if key in known and entry:
+            return f"{key} has no entry {entry[1]}; add it with +{key}.{entry[1]}=VALUE"
         parent = key.rpartition(".")[0]
         siblings = [name for name in known if name.rpartition(".")[0] == parent]
         allowed = f"; allowed: {', '.join(siblings)}" if siblings else ""
         return f"{key} is no setting{closest(key, known)}{allowed}"
-    option = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+\S+)+)", text)
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t[^\n]+)+)", text)
     if option:
         options = option[3].split()
         return f"{option[1]}={option[2]} is unknown{closest(option[2], options)}; allowed: {', '.join(options)}"

@@ -220,7 +220,7 @@ class Follower(TorchFunctionMode):
             )
             return written
 
-        if module.in_proj_weight is not None:
+        if isinstance(module._parameters["in_proj_weight"], nn.Parameter):
             projected = [project("in_proj_weight", (0, 1, 2), self.known(inputs), [])]
         else:
             projected = [

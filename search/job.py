@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hwmodels import CostModel, Workload
 from search.budget import Budget
+from search.errors import ConfigError, closest
 from search.plan import Plan
 from search.quantize.simulate import QuantizerSettings
 from search.rundir import RunDirectory
@@ -17,6 +18,29 @@ from search.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Settings = TypeVar("Settings")
+
+
+def settings(kind: type[Settings], given: Mapping[str, Any], key: str) -> Settings:
+    """Builds a settings record from plain values.
+
+    Args:
+        kind: A dataclass, such as `Budget`.
+        given: Its values by name.
+        key: The config group, for messages.
+
+    Raises:
+        ConfigError: If a name is unknown or a value is not allowed.
+    """
+    allowed = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in allowed:
+            raise ConfigError(f"{key}.{name} is no setting{closest(name, allowed)}; allowed: {', '.join(allowed)}")
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -32,8 +56,15 @@ class SpaceSettings:
 
     weight: list[str] = field(default_factory=lambda: ["int2", "int3", "int4", "int5", "int6", "int8"])
     input: list[str] = field(default_factory=lambda: ["uint4", "uint6", "uint8"])
-    pins: dict[str, str] = field(default_factory=dict)
-    ties: list[list[str]] = field(default_factory=list)
+    pins: dict[str, str] | None = None
+    ties: list[list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pins or {}, Mapping):
+            raise ConfigError(f"space.pins={self.pins} must map layers to precisions, such as {{first: int8}}")
+        lists = isinstance(self.ties or [], (list, tuple))
+        if not lists or any(isinstance(tie, str) or not isinstance(tie, (list, tuple)) for tie in self.ties or []):
+            raise ConfigError(f"space.ties={self.ties} must be a list of lists of layers, such as [[conv1, conv2]]")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from search.policy import Policy
 from search.pricing import Pricing
 from search.quality.evaluate import Evaluator, Quality
 from search.quantize.simulate import QuantizedModel
+from search.rundir import UNRELATED
 
 PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
 
@@ -96,7 +97,7 @@ def make_plan(
         selection=measured["selection"],
         layers=_planned_layers(pricing, policy),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        config=dict(job.config),
+        config={key: value for key, value in job.config.items() if key not in UNRELATED},
         tensors=TensorFile(file="plan.safetensors", sha256=hashlib.sha256(pack(tensors, digests)).hexdigest()),
     )
     return plan.with_tensors(tensors, digests)

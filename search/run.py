@@ -64,7 +64,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     network = trace(folded.model, task.example_input)
     run.write_layers(network.to_rows())
 
-    ties = [*job.space.ties, *map(list, shared_parameters(folded.model, network))]
+    ties = [*(job.space.ties or []), *map(list, shared_parameters(folded.model, network))]
     space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
     pricing = Pricing(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))

@@ -209,7 +209,7 @@ def match_layers(network: Network, pattern: str, key: str) -> tuple[str, ...]:
     found = tuple(name for name in network.names if fnmatch.fnmatchcase(name, pattern))
     if not found:
         raise ConfigError(
-            f"{key}: no layer matches {pattern!r}{closest(pattern, network.names) or ';'} "
+            f"{key}: no layer matches {pattern!r}{closest(pattern, network.names)}; "
             f"the network's layers are {', '.join(network.names)}"
         )
     return found

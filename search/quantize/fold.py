@@ -70,11 +70,11 @@ def fold_batch_norm(model: nn.Module, example_input: Any) -> FoldedModel:
             return None
         return folded if all(map(_agree, before, after)) else None
 
-    if folded := attempt(folds):
+    if (folded := attempt(folds)) is not None:
         return FoldedModel(folded, folds)
     kept: tuple[Fold, ...] = ()
     for fold in folds:
-        if attempt((*kept, fold)):
+        if attempt((*kept, fold)) is not None:
             kept = (*kept, fold)
     return FoldedModel(apply_folds(model, kept), kept)
 

@@ -24,7 +24,7 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 def check_method(key: str, method: str) -> None:
     """Raises ConfigError unless `method` names a way to choose ranges."""
     if method not in METHODS:
-        raise ConfigError(f"{key}={method} is unknown{closest(method, METHODS)} Allowed: {', '.join(METHODS)}")
+        raise ConfigError(f"{key}={method} is unknown{closest(method, METHODS)}; allowed: {', '.join(METHODS)}")
 
 
 def weight_scale(weight: Tensor, format: Format, axis: int, method: str = "mse") -> Tensor:

@@ -21,7 +21,7 @@ def check_repairs(names: Sequence[str]) -> None:
     """Raises ConfigError unless every name is a repair."""
     for name in names:
         if name not in REPAIRS:
-            raise ConfigError(f"recover: {name!r} is unknown{closest(name, REPAIRS)} Allowed: {', '.join(REPAIRS)}")
+            raise ConfigError(f"recover: {name!r} is unknown{closest(name, REPAIRS)}; allowed: {', '.join(REPAIRS)}")
 
 
 def repair(

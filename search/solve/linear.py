@@ -18,6 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from search.solve.problem import Column, Problem, Solution, total
 
 STRETCH = 1e6  # largest objective coefficient; HiGHS stops at an absolute gap of 1e-6
+ROW = 1e3
 GRAIN = 1e-8  # shares of a limit are rounded down to multiples of it, as smaller ones mislead HiGHS
 MARGIN = 1e-7  # share by which limits are widened, so that rounding keeps no selection out; overshoots are caught later
 NOISE = 1e-15  # relative error of a difference of two sums
@@ -264,8 +265,8 @@ def _matrices(program: _Program, open_: Open, tighten: float) -> _Matrices:
         room, noise = _room(limit, open_)
         row = _above_least(limit.column, open_)
         unit = max(room, noise) or 1.0
-        upper.append(np.floor(row / unit / GRAIN) * GRAIN)
-        bound.append((max(room, 0.0) + noise) / unit + (MARGIN if not tighten else -tighten))
+        upper.append(ROW * np.floor(row / unit / GRAIN) * GRAIN)
+        bound.append(ROW * ((max(room, 0.0) + noise) / unit + (MARGIN if not tighten else -tighten)))
     for selection in program.banned:
         at = [np.flatnonzero(choices == choice) for choice, choices in zip(selection, open_, strict=True)]
         if all(len(found) for found in at):

@@ -86,7 +86,8 @@ class Solver(Strategy):
             return []
         cost, space = objective.primary_cost, objective.space
         runners_up = near(problem, best, limits, int(self.near * self.evaluations))
-        smaller = sweep(problem, cost, int(self.front * self.evaluations), upper=limits.get(cost))
+        budgets = int(self.front * self.evaluations)
+        smaller = sweep(problem, cost, budgets, upper=limits.get(cost)) if budgets > 1 else []
         policies = [solution_policy(space, solution) for solution in (best, *runners_up, *smaller)]
         return [policy for policy in dict.fromkeys(policies) if objective.is_feasible(policy)]
 

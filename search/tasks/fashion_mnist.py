@@ -45,7 +45,7 @@ class FashionMNIST(Classification):
             ConfigError: If `model` is unknown or `calibration_samples` is out of range.
         """
         if model not in NETWORKS:
-            raise ConfigError(f"task.model={model} is unknown{closest(model, NETWORKS)} Allowed: {', '.join(NETWORKS)}")
+            raise ConfigError(f"task.model={model} is unknown{closest(model, NETWORKS)}; allowed: {', '.join(NETWORKS)}")
         if not 10 <= calibration_samples < 60_000:
             raise ConfigError(f"task.calibration_samples={calibration_samples} must be from 10 to 59999")
         self.name = f"fashion_mnist_{model}"

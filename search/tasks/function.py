@@ -57,7 +57,7 @@ class FunctionTask(Task):
             raise ConfigError("`calibration` is empty; give at least one batch of inputs")
         if divergence not in DIVERGENCES:
             raise ConfigError(
-                f"divergence={divergence!r} is unknown{closest(divergence, DIVERGENCES)} Allowed: kl, squared_error"
+                f"divergence={divergence!r} is unknown{closest(divergence, DIVERGENCES)}; allowed: kl, squared_error"
             )
         self._divergence = divergence
 

@@ -112,7 +112,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, tuple, list)):
         value = list(vars(value).values())
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in tensors_in(item)]

@@ -1,0 +1,169 @@
+"""The program from Python: find a plan, write it for a backend, check what the backend makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hwmodels import CostModel, Roofline, StorageModel, Workload
+from search.backends import backend
+from search.backends.base import ExportReport, Verification
+from search.budget import Budget
+from search.errors import ConfigError, closest
+from search.job import Job, Settings, SpaceSettings, settings
+from search.plan import Plan
+from search.progress import Progress
+from search.quantize.simulate import QuantizerSettings
+from search.recover import check_repairs
+from search.report import write_report
+from search.rundir import RunDirectory
+from search.run import search
+from search.strategies.base import Strategy
+from search.strategies.samplers import RandomSearch, Tpe
+from search.strategies.solver import Solver
+from search.tasks.function import FunctionTask
+from search.tasks.task import Split, Task
+
+STRATEGIES: dict[str, type[Strategy]] = {"auto": Solver, "solver": Solver, "tpe": Tpe, "random": RandomSearch}
+
+
+def find_plan(
+    model: nn.Module | Task,
+    example_input: Any = None,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Callable[[nn.Module, Split], float] | None = None,
+    *,
+    hardware: str | CostModel = "zen5",
+    budget: Budget | Mapping[str, float] | None = None,
+    strategy: str | Strategy = "auto",
+    space: SpaceSettings | Mapping[str, Any] | None = None,
+    quantizer: QuantizerSettings | Mapping[str, str] | None = None,
+    workload: Workload | None = None,
+    recover: Sequence[str] = (),
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    **task_settings: Any,
+) -> Plan:
+    """Finds the best plan for a model within a budget; the model itself is not altered.
+
+    Args:
+        model: The trained model, or a whole Task, which then brings data and metric along.
+        example_input: One batch of inputs: a tensor, a tuple of positional or a mapping of keyword inputs.
+        calibration: Batches of inputs in the same form, for ranges and sensitivities.
+        evaluate: Returns the quality of a model on the `selection` or the `report` split.
+        hardware: A device name such as `zen5`, `storage` for bytes only, or a cost model.
+        budget: Limits, such as `{"size_ratio": 0.14}`; see `search.budget.Budget`. Default: none.
+        strategy: `auto`, `solver`, `tpe`, `random`, or a strategy.
+        space: Formats, pins and ties; see `search.job.SpaceSettings`.
+        quantizer: How ranges are chosen; see `search.quantize.simulate.QuantizerSettings`.
+        workload: Batch and threads that costs are predicted for.
+        recover: Repairs applied to the winner, such as `["bias_correction"]`.
+        seed: Seed of the strategy.
+        run_dir: Where the run's files go; name an earlier one to resume it. Default: a new folder in `runs/`.
+        progress: Where to show how far it is.
+        task_settings: `name`, `metric`, `higher_is_better` and `divergence` of `search.tasks.function.FunctionTask`.
+
+    Raises:
+        BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
+    """
+    if isinstance(model, Task):
+        task: Task = model
+    elif calibration is None or evaluate is None:
+        raise ConfigError("find_plan needs `calibration` and `evaluate` beside a model, or a Task, which has both")
+    else:
+        task = FunctionTask(model, example_input, calibration, evaluate, **task_settings)
+    check_repairs(recover)
+    job = Job(
+        task=task,
+        cost_model=_cost_model(hardware),
+        strategy=_strategy(strategy),
+        budget=_settings(Budget, budget, "budget"),
+        run_dir=Path(run_dir or f"runs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"),
+        space=_settings(SpaceSettings, space, "space"),
+        quantizer=_settings(QuantizerSettings, quantizer, "quantizer"),
+        workload=workload or Workload(),
+        recover=tuple(recover),
+        seed=seed,
+    )
+    result = search(_with_config(job), progress)
+    write_report(RunDirectory(job.run_dir))
+    return result.plan
+
+
+def export(
+    plan: Plan, to: str, model: nn.Module | Task, out: str | Path, example_input: Any = None
+) -> ExportReport:
+    """Writes a plan for a backend.
+
+    Args:
+        plan: The plan.
+        to: Name of the backend: `onnxruntime` or `torchao`.
+        model: The float model the plan was made for, or its Task.
+        out: Folder to write to.
+        example_input: One batch of inputs; not needed with a Task.
+
+    Raises:
+        BitplanError: If the model is another, or the backend cannot express the plan.
+    """
+    task = model if isinstance(model, Task) else _unjudged(model, example_input)
+    plan.check(task.model)
+    return backend(to).export(plan, task, Path(out))
+
+
+def verify(plan: Plan, backend_name: str, task: Task, out: str | Path) -> Verification:
+    """Runs what `export` wrote to `out` over the task's report split, in a fresh process, beside what the plan promises."""
+    plan.check(task.model)
+    return backend(backend_name).verify(plan, task, Path(out))
+
+
+def _unjudged(model: nn.Module, example_input: Any) -> Task:
+    if example_input is None:
+        raise ConfigError("exporting a bare model needs `example_input`, one batch of inputs")
+
+    def refuse(model: nn.Module, split: Split) -> float:
+        raise ConfigError("this task only exports; pass a Task to measure quality")
+
+    return FunctionTask(model, example_input, [example_input], refuse)
+
+
+def _cost_model(hardware: str | CostModel) -> CostModel:
+    if isinstance(hardware, CostModel):
+        return hardware
+    try:
+        return StorageModel() if hardware == "storage" else Roofline(hardware)
+    except ValueError as error:
+        raise ConfigError(f"hardware: {error}") from error
+
+
+def _strategy(strategy: str | Strategy) -> Strategy:
+    if isinstance(strategy, Strategy):
+        return strategy
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy={strategy} is unknown{closest(strategy, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy]()
+
+
+def _settings(kind: type[Settings], given: Settings | Mapping[str, Any] | None, key: str) -> Settings:
+    return given if isinstance(given, kind) else settings(kind, given or {}, key)  # type: ignore[arg-type]
+
+
+def _with_config(job: Job) -> Job:
+    """Records the settings, so that resuming with others is noticed."""
+    config = {
+        "hardware": job.cost_model.name,
+        "strategy": {"name": job.strategy.name, **vars(job.strategy)},
+        "budget": asdict(job.budget),
+        "space": asdict(job.space),
+        "quantizer": asdict(job.quantizer),
+        "workload": asdict(job.workload),
+        "recover": list(job.recover),
+        "seed": job.seed,
+        "model": type(job.task.model).__name__,
+    }
+    return replace(job, config=config)

@@ -1,0 +1,184 @@
+"""The onnxruntime backend: one QDQ ONNX file that computes the plan's own values."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwmodels import Precision
+from search.errors import DataError, UnsupportedError
+from search.export.base import Backend, ExportReport, Fidelity, LayerExport, Verification
+from search.export.onnx_graph import (
+    PLAN_KEY,
+    call_arguments,
+    capture,
+    input_storage,
+    layers_in,
+    quantized,
+    save,
+    weight_storage,
+)
+from search.export.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
+from search.plan import Plan
+from search.policy import Policy
+from search.tasks.task import Task, tensors_in
+
+MODEL = "model.onnx"
+WORKER = Path(__file__).with_name("onnxruntime_worker.py")
+INTEGER_OPERATIONS = {
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+BIAS_INPUT = {"QLinearConv": 8, "QGemm": 6}  # of the integer operations that add an int32 bias
+
+
+class OnnxRuntime(Backend):
+    """Writes weights of 4, 8 and 16 bits in their own types, other widths in the next wider one."""
+
+    name = "onnxruntime"
+
+    def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
+        """Writes `model.onnx` into the folder `path`."""
+        simulated = plan.simulate(task.model)
+        simulated.apply({})
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / MODEL
+        captured = capture(simulated.model, plan.network, task.example_input)
+        save(quantized(captured, simulated, plan.policy), file, plan.digest)
+        return ExportReport(self.name, (file,), exported_layers(plan, file))
+
+    def verify(self, plan: Plan, task: Task, path: Path) -> Verification:
+        """Runs `model.onnx` over the report split, beside the float network and the one at 8 bits everywhere."""
+        file = path / MODEL
+        _check(plan, file)
+        simulated = plan.simulate(task.model)
+        recording = record(task, simulated.model)
+        policies = {"float": Policy({}), "int8": uniform_int8(plan, task, simulated)}
+        captured = capture(simulated.model, plan.network, task.example_input)
+        with tempfile.TemporaryDirectory() as folder:
+            models = {"plan": file}
+            for name, policy in policies.items():
+                models[name] = Path(folder) / f"{name}.onnx"
+                save(quantized(captured, simulated, policy), models[name])
+            returned, seconds = run_in_fresh_process(models, recording.calls, Path(folder))
+        outputs = replay(task, recording, returned)
+        layers = exported_layers(plan, file)
+        return compare(plan, task, recording, outputs, [file], seconds, layers, self.name)
+
+
+def run_in_fresh_process(
+    models: dict[str, Path], calls: Sequence[Any], folder: Path
+) -> tuple[list[list[Tensor]], dict[str, list[float]]]:
+    """Runs the first of `models` on every call, and times all of them on one sample.
+
+    Args:
+        models: Name to ONNX file.
+        calls: Positional and keyword arguments of every call.
+        folder: A temporary folder, through which the processes talk.
+
+    Returns:
+        The tensors that every call returned, and the seconds of the timed runs by name of the model.
+
+    Raises:
+        UnsupportedError: If the runtime refuses a model.
+    """
+    keyed = dict(zip([*map(str, range(len(calls))), "single"], [*calls, single(calls[0])], strict=True))
+    tensors = {key: tensors_in([args, call_arguments(kwargs)[1]]) for key, (args, kwargs) in keyed.items()}
+    arrays = {f"{key}/{i}": x.cpu().numpy() for key, inputs in tensors.items() for i, x in enumerate(inputs)}
+    np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
+    paths = {name: str(path.resolve()) for name, path in models.items()}
+    job = {"models": paths, "threads": THREADS, "warmup": WARMUP, "runs": RUNS}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run([sys.executable, "-P", str(WORKER), str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise UnsupportedError(f"onnxruntime does not run the exported model: {done.stderr.strip().splitlines()[-1]}")
+    returned: list[list[Tensor]] = [[] for _ in calls]
+    with np.load(folder / "outputs.npz") as file:
+        for key in file.files:
+            returned[int(key.split("/")[0])].append(torch.from_numpy(file[key]))
+    return returned, json.loads((folder / "seconds.json").read_text())
+
+
+def exported_layers(plan: Plan, file: Path) -> tuple[LayerExport, ...]:
+    """Says what became of each layer, looking for its compute type in the graph that onnxruntime makes of the file."""
+    nodes: dict[str, list[Any]] = {layer.name: [] for layer in plan.layers}
+    for node in optimized_graph(file).node:
+        for name in layers_in(node.name):
+            nodes[name].append(node)
+    return tuple(_exported_layer(name, precision, nodes[name]) for name, precision in plan.policy.items())
+
+
+def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> LayerExport:
+    weight, input_ = precision.weight, precision.input
+    notes = []
+    if not weight.is_float and weight != weight_storage(weight):
+        notes.append(f"{weight} codes are stored as {weight_storage(weight)}")
+    if not input_.is_float and input_ != input_storage(input_):
+        notes.append(f"{input_} codes are clipped to [{input_.lowest}, {input_.highest}] in {input_storage(input_)}")
+    compute = "/".join(sorted({"int8" if node.op_type in INTEGER_OPERATIONS else "fp32" for node in nodes}))
+    if any(len(node.input) > BIAS_INPUT.get(node.op_type, len(node.input)) for node in nodes):
+        notes.append("the bias is rounded to int32 steps of input scale times weight scale")
+    if not weight.is_float and not input_.is_float and compute == "fp32":
+        notes.append("onnxruntime has no integer kernel for it here and multiplies the same values in fp32")
+    if not nodes:
+        notes.append("onnxruntime computed it ahead of time or merged it into another operation")
+    return LayerExport(
+        name=name,
+        precision=str(precision),
+        weight=_fidelity(weight.is_float, weight == weight_storage(weight)),
+        input=_fidelity(input_.is_float, input_ == input_storage(input_)),
+        compute=compute,
+        note="; ".join(notes),
+    )
+
+
+def _fidelity(is_float: bool, in_own_type: bool) -> Fidelity:
+    return "float" if is_float else "exact" if in_own_type else "contained"
+
+
+def optimized_graph(file: Path) -> Any:
+    """Returns the graph that onnxruntime makes of an ONNX file, as `onnx.GraphProto`.
+
+    All optimizations are on but those of memory layout, which rename float convolutions and change no type.
+
+    Raises:
+        UnsupportedError: If the runtime refuses the model.
+    """
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / MODEL
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimized)
+        options.log_severity_level = 3
+        try:
+            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+            raise UnsupportedError(f"onnxruntime does not load {file}: {error}") from error
+        return onnx.load(optimized).graph
+
+
+def _check(plan: Plan, file: Path) -> None:
+    import onnx
+
+    if not file.is_file():
+        raise DataError(f"no {file}; write it first with `bitplan export PLAN --to onnxruntime --out {file.parent}`")
+    made_from = next((prop.value for prop in onnx.load(file).metadata_props if prop.key == PLAN_KEY), "")
+    if made_from != plan.digest:
+        raise DataError(f"{file} was exported from plan {made_from or 'unknown'}, not from {plan.digest}; export it again")

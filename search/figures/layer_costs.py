@@ -1,0 +1,89 @@
+"""What the winner costs, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.figures import style
+from search.figures.units import COST_NAMES, quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from search.plan import Plan
+
+SHOWN = ("latency_s", "energy_j", "weight_bytes", "bit_ops")
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class LayerCostsInfo:
+    """The winner's costs, one entry per layer in execution order.
+
+    Attributes:
+        layers: Names of the layers.
+        compute: Type each layer computes in; empty where not known.
+        bound: `compute` or `memory`, whichever limits the layer; empty where not known.
+        shares: For each cost that is known, the layers' shares of the network's in percent, and last that of everything
+            that is no layer.
+        totals: The network's costs in SI units.
+    """
+
+    layers: tuple[str, ...]
+    compute: tuple[str, ...]
+    bound: tuple[str, ...]
+    shares: Mapping[str, np.ndarray]
+    totals: Mapping[str, float]
+
+
+def layer_costs_info(plan: Plan, costs: pd.DataFrame) -> LayerCostsInfo:
+    """Gathers the winner's costs from the plan, and what bounds its layers from the table costs.parquet."""
+    bounds = {(row.layer, row.precision): row.bound for row in costs.itertuples()}
+    shares, totals = {}, {}
+    for cost in SHOWN:
+        parts, total = [getattr(layer, cost) for layer in plan.layers], plan.cost[cost].value
+        if total and None not in parts:
+            rest = max(total - sum(parts), 0.0)  # rounding may leave less than nothing
+            shares[cost] = 100 * np.array([*parts, rest]) / total
+            totals[cost] = total
+    return LayerCostsInfo(
+        layers=tuple(layer.name for layer in plan.layers),
+        compute=tuple(layer.compute for layer in plan.layers),
+        bound=tuple(str(bounds[layer.name, f"{layer.weight}/{layer.input}"]) for layer in plan.layers),
+        shares=shares,
+        totals=totals,
+    )
+
+
+def draw_layer_costs(info: LayerCostsInfo) -> Figure:
+    """Draws a panel of bars per cost, coloured by compute type, hatched where memory is the bound."""
+    from matplotlib.patches import Patch
+
+    longest = max(map(len, style.short_names(info.layers)))
+    heights = [1.35] * len(info.shares)
+    heights[-1] += 0.2 + 0.055 * longest
+    figure, axes = style.panels(style.layers_width(len(info.layers) + 1), heights)
+    palette = style.colours(info.compute, style.COMPUTE_COLOURS)
+    fills = [*(palette[compute] for compute in info.compute), style.GRID]
+    for axis, (cost, shares) in zip(axes, info.shares.items(), strict=True):
+        bars = axis.bar(range(len(shares)), shares, 0.8, color=fills)
+        for bar, bound in zip(bars, info.bound, strict=False):
+            if bound == "memory":
+                bar.set(hatch="/////", edgecolor="white", linewidth=0)
+        label = f"{COST_NAMES[cost]}\n% of {quantity(cost, info.totals[cost])}"
+        axis.set_ylabel(label, fontsize=style.NORMAL, color=style.INK)
+        axis.margins(y=0.12)
+        style.name_columns(axis, [*info.layers, OTHER])
+        if axis is not axes[-1]:
+            axis.tick_params(axis="x", labelbottom=False)
+    entries = style.swatches(palette) if any(info.compute) else {}
+    if "memory" in info.bound:
+        entries["memory bound"] = Patch(facecolor=style.TRIAL, hatch="/////", edgecolor="white", linewidth=0)
+    entries["not in layers"] = Patch(color=style.GRID)
+    style.legend(figure, entries)
+    return figure

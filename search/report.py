@@ -1,0 +1,255 @@
+"""The report: what a run found as one page that opens anywhere, written from the run directory alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.errors import DataError
+from search.figures import style
+from search.figures.bits import allocation_info, draw_allocation, draw_members, members_info
+from search.figures.convergence import convergence_info, draw_convergence
+from search.figures.front import FrontInfo, draw_front, front_info, plot_front
+from search.figures.layer_costs import draw_layer_costs, layer_costs_info
+from search.figures.sensitivity import draw_sensitivity, sensitivity_info
+from search.figures.units import COST_NAMES, NONE, interval, quantity, significant
+from search.files import replacing, write_text
+from search.plan import MeasuredQuality, Plan
+from search.rundir import RunDirectory, flat
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+PIXELS_PER_INCH = 80  # of figures on the page
+LOW_CORRELATION = 0.5
+LIMIT_COSTS = {"size_ratio": "size", "latency_ratio": "latency", "energy_ratio": "energy", "bit_ops_ratio": "bit operations"}
+
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it.
+
+    Attributes:
+        source: The PNG as a data URL.
+        width: Pixels across.
+    """
+
+    source: str
+    width: int
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Writes `report.html` and `figures/*.png` from a run directory's files; returns the page's path.
+
+    Raises:
+        DataError: If the run has no plan yet.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    plan, front, costs = run.plan(), run.table("front.csv"), run.table("costs.parquet")
+    if plan is None or front is None or costs is None:
+        raise DataError(
+            f"{run.path} holds no finished search to report on; repeat its command with run_dir={run.path} to finish it"
+        )
+    about = run.info()
+    best = front_info(front, run.trials(), about)
+    pictures = {}
+    for name, figure in _figures(run, plan, front, costs, best):
+        image = style.png(figure)
+        with replacing(run.file(f"figures/{name}.png")) as aside:
+            aside.write_bytes(image)
+        source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+        pictures[name] = Picture(source, round(figure.get_figwidth() * PIXELS_PER_INCH))
+
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    page = template.render(
+        about=about,
+        plan=plan,
+        pictures=pictures,
+        best=best,
+        plotly=_plotly(),
+        interactive=_interactive(best),
+        notes=notes(about, plan),
+        winner=winner_rows(plan),
+        budget=budget_text(plan),
+        members=front_rows(front),
+        roles=list(front["role"]),
+        layers=layer_rows(plan, run.layers(), costs),
+        configuration=[[key, str(value)] for key, value in flat(about["config"]).items()],
+        identity=identity_rows(about, plan),
+        colours={"winner": style.WINNER, "front": style.FRONT, "baseline": style.BASELINE},
+    )
+    return write_text(run.file("report.html"), page)
+
+
+def _figures(
+    run: RunDirectory, plan: Plan, front: pd.DataFrame, costs: pd.DataFrame, best: FrontInfo
+) -> Iterator[tuple[str, Figure]]:
+    """Draws every figure of a run, by the name of its file."""
+    layers, about = run.layers(), run.info()
+    yield "front", draw_front(best)
+    yield "allocation", draw_allocation(allocation_info(plan, layers))
+    yield "members", draw_members(members_info(front, layers, best.cost))
+    table = run.table("sensitivity.parquet")
+    scores = None if table is None else sensitivity_info(table, plan)
+    if scores:
+        yield "sensitivity", draw_sensitivity(scores)
+    yield "layer_costs", draw_layer_costs(layer_costs_info(plan, costs))
+    yield "convergence", draw_convergence(convergence_info(run.trials(), about, plan.selection.float_value))
+
+
+def _plotly() -> Markup:
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
+def _interactive(best: FrontInfo) -> Markup:
+    from markupsafe import Markup
+
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+    return Markup(plot_front(best).to_html(full_html=False, include_plotlyjs=False, config=config, div_id="front-plot"))
+
+
+def budget_text(plan: Plan) -> str:
+    """The budget in words, such as `size at most 0.14 of float`."""
+
+    def limit(name: str, value: float) -> str:
+        if name in LIMIT_COSTS:
+            return f"{LIMIT_COSTS[name]} at most {value:g} of {plan.budget.reference}"
+        return f"{COST_NAMES.get(name, 'drop of quality')} at most {quantity(name, value) if name in COST_NAMES else f'{value:g}'}"
+
+    return ", ".join(limit(name, value) for name, value in plan.budget.limits.items()) or "no limit"
+
+
+def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    found = []
+    if about["status"] == "failed" or about["status"] == "interrupted":
+        found.append(f"The last search in this directory was {about['status']}; the plan is that of an earlier one.")
+    if plan.budget.verdict == "undecided":
+        found.append("Undecided: the interval of the quality's drop reaches to both sides of what the budget allows.")
+    if not about["has_interval"]:
+        found.append("The task gives one number per evaluation, so drops have no interval.")
+    correlation = about["rank_correlation"]
+    if correlation is not None and correlation < LOW_CORRELATION:
+        found.append(
+            f"Predicted losses rank policies poorly (Spearman's correlation with measured drops is {correlation:.2f}, low): "
+            "trust the measurements, not the prediction."
+        )
+    if plan.recover:
+        found.append(
+            f"The winner was repaired ({', '.join(plan.recover)}): its table counts the repair, the front shows it before."
+        )
+    return found
+
+
+def winner_rows(plan: Plan) -> Rows:
+    """The winner's numbers: name, value, the float network's value."""
+    rows = [
+        [f"{q.metric} on the {q.split} split ({q.samples:,} sample{'s'[: q.samples > 1]})", f"{q.value:.6g}", f"{q.float_value:.6g}"]
+        for q in (plan.quality, plan.selection)
+    ]
+    rows.insert(1, ["drop on the report split [95% interval]", _drop(plan.quality), ""])
+    rows.append(["drop on the selection split [95% interval]", _drop(plan.selection), ""])
+    rows.append(["average weight bits", f"{plan.average_weight_bits:.4f}", "32"])
+    rows.append(["effective weight bits, scales counted", f"{plan.effective_bits:.4f}", "32"])
+    for name, cost in plan.cost.items():
+        value = quantity(name, cost.value, 4)
+        if name.endswith("_bytes") and cost.value is not None:
+            value += f" ({cost.value:,.0f} B)"
+        if cost.value is not None and cost.reference:
+            value += f", {significant(cost.value / cost.reference)}× float"
+        rows.append([f"{COST_NAMES[name]} ({cost.tier})", value, quantity(name, cost.reference, 4)])
+    return rows
+
+
+def _drop(quality: MeasuredQuality) -> str:
+    return interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
+
+
+def front_rows(front: pd.DataFrame) -> Rows:
+    """The rows of front.csv, formatted."""
+    return [
+        [
+            row["name"],
+            row["digest"],
+            f"{row['quality']:.4f}",
+            NONE if row["role"] == "float" else interval(row["drop"], row["drop_low"], row["drop_high"], signed=True),
+            significant(row["selection_quality"], 4),
+            significant(row["predicted_loss"]),
+            f"{row['average_weight_bits']:.2f}",
+            f"{row['effective_bits']:.2f}",
+            f"{row['weight_bytes']:,.0f}",
+            f"{row['size_ratio']:.4f}",
+            quantity("latency_s", row["latency_s"]),
+            quantity("energy_j", row["energy_j"]),
+            quantity("activation_bytes", row["activation_bytes"]),
+            quantity("bit_ops", row["bit_ops"]),
+            row["verdict"],
+        ]
+        for row in front.to_dict("records")
+    ]
+
+
+def layer_rows(plan: Plan, layers: list[dict[str, Any]], costs: pd.DataFrame) -> Rows:
+    """The winner layer by layer, formatted."""
+    kinds = {layer["name"]: style.layer_kind(layer) for layer in layers}
+    counts = {layer["name"]: layer["weight_count"] for layer in layers}
+    bounds = {(row.layer, row.precision): str(row.bound) for row in costs.itertuples()}
+    return [
+        [
+            layer.name,
+            kinds[layer.name],
+            layer.weight,
+            layer.input,
+            f"{counts[layer.name]:,}",
+            f"{layer.weight_bytes:,.0f}",
+            quantity("bit_ops", layer.bit_ops),
+            quantity("latency_s", layer.latency_s),
+            quantity("energy_j", layer.energy_j),
+            layer.compute or NONE,
+            bounds[layer.name, f"{layer.weight}/{layer.input}"] or NONE,
+        ]
+        for layer in plan.layers
+    ]
+
+
+def identity_rows(about: Mapping[str, Any], plan: Plan) -> Rows:
+    """Where the run came from: times, versions, fingerprints."""
+    correlation = about["rank_correlation"]
+    rows = {
+        "run": about["run_id"],
+        "plan": plan.digest,
+        "status": about["status"],
+        "started": _time(about.get("started")),
+        "finished": _time(about.get("finished")),
+        "seconds": significant(about.get("seconds")),
+        "evaluations": f"{about['evaluations']:,}",
+        "rank correlation of predicted loss and measured drop": "not available" if correlation is None else f"{correlation:.3f}",
+        "seed": str(about["seed"]),
+        "model": about["model"]["name"],
+        "model fingerprint": about["model"]["fingerprint"],
+        "data fingerprint": about["data_fingerprint"],
+        "workload": ", ".join(f"{name} {value}" for name, value in plan.workload.items()),
+        "costs": plan.cost_source,
+        "git commit": about["git_commit"] or NONE,
+        **about["versions"],
+    }
+    return [[name, str(value)] for name, value in rows.items()]
+
+
+def _time(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if seconds else NONE

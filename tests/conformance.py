@@ -1,0 +1,329 @@
+"""What every task, cost model, strategy and backend must fulfil: inherit the class, give the one fixture it asks for.
+
+    from conformance import StrategyContract
+
+    class TestMyStrategy(StrategyContract):
+        @pytest.fixture
+        def make_strategy(self):
+            return lambda evaluations: MyStrategy(evaluations=evaluations)
+
+Pytest then runs the contract's tests against the subclass; tests of one's own go into the same class.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from tiny import Bench, make_bench, tiny_plan
+
+from hwmodels import CostModel, Layer, Network, Operation, Precision, Tensor, Workload
+from hwmodels.base import Choices
+from hwmodels.cost import ADDITIVE_COSTS, COSTS, TIERS
+from search.objective import SpentError
+from search.plan import tensor_digests
+from search.policy import Policy
+from search.quality.evaluate import sample_scores
+from search.strategies.base import Strategy
+from search.tasks.task import SPLITS, Task, tensors_in
+from search.trace import trace
+from search.trials import Trial, TrialLog
+
+
+class TaskContract:
+    """Any task. Fixture `task`:
+
+    class TestMyTask(TaskContract):
+        @pytest.fixture
+        def task(self):
+            return MyTask()
+    """
+
+    def test_network_can_be_traced(self, task: Task) -> None:
+        assert not task.model.training, "the model must be in evaluation mode"
+        assert len(trace(task.model, task.example_input)) > 0
+
+    def test_batches_are_the_same_every_time(self, task: Task) -> None:
+        for split in SPLITS:
+            first, second = (
+                [t.clone() for batch in task.batches(split) for t in tensors_in(batch)] for _ in range(2)
+            )
+            assert len(first) == len(second)
+            assert all(map(torch.equal, first, second))
+
+    def test_splits_share_no_sample(self, task: Task) -> None:
+        if not task.per_sample:
+            pytest.skip("the splits lie within the task's function")
+        seen = {split: {key for batch in task.batches(split) for key in samples(task, batch)} for split in SPLITS}
+        assert all(seen.values()), "a split is empty"
+        for split, other in (("calibration", "selection"), ("calibration", "report"), ("selection", "report")):
+            shared = seen[split] & seen[other]
+            assert not shared, f"{len(shared)} samples are in {split} and in {other}"
+
+    def test_scores(self, task: Task) -> None:
+        before = tensor_digests(task.model)
+        for split in ("selection", "report"):
+            scores = sample_scores(task, task.model, split)
+            count = sum(len(samples(task, batch)) for batch in task.batches(split)) if task.per_sample else 1
+            assert scores.shape == (count,), "score must return one value per sample"
+            assert np.isfinite(scores).all()
+            assert np.array_equal(scores, sample_scores(task, task.model, split)), "scores must be repeatable"
+            if task.metric == "accuracy":
+                assert scores.min() >= 0
+                assert scores.max() <= 1
+        assert tensor_digests(task.model) == before, "scoring must not alter the model"
+
+    def test_divergence(self, task: Task) -> None:
+        with torch.no_grad():
+            outputs = task.outputs(task.model, next(iter(task.batches("calibration"))))
+        same = task.divergence(outputs, outputs)
+        other = task.divergence(outputs, outputs + torch.randn(outputs.shape, dtype=outputs.dtype))
+        assert same.shape == other.shape == (len(outputs),), "divergence must return one value per sample"
+        assert same.abs().max() <= 1e-6
+        assert other.min() >= 0
+        assert other.max() > 0
+
+    def test_fingerprint_is_stable(self, task: Task) -> None:
+        again = copy.copy(task)
+        again.__dict__.pop("fingerprint", None)
+        assert again.fingerprint == task.fingerprint
+
+
+def samples(task: Task, batch: Any) -> list[bytes]:
+    """The inputs of every sample of a batch, as bytes."""
+    inputs = tensors_in(task.inputs(batch))
+    return [b"".join(tensor[i].contiguous().numpy().tobytes() for tensor in inputs) for i in range(len(inputs[0]))]
+
+
+class CostModelContract:
+    """Any cost model. Fixture `cost_model`, and `precisions` where it does not know all of these:
+
+    class TestMyChip(CostModelContract):
+        precisions = ("int8/uint8", "float")
+
+        @pytest.fixture
+        def cost_model(self):
+            return MyChip()
+    """
+
+    precisions: ClassVar[Sequence[str]] = ("int2/uint4", "int4/uint8", "int8/uint8", "int8", "float")
+    workload: ClassVar[Workload] = Workload()
+
+    def test_prices_every_choice(self, cost_model: CostModel) -> None:
+        table = cost_model.cost_table(NETWORK, self.choices(), self.workload)
+        assert cost_model.name
+        assert table.source
+        assert set(table.tiers.values()) <= set(TIERS)
+        for layer, precisions in self.choices().items():
+            for precision in precisions:
+                cost = dataclasses.asdict(table.layers[layer][precision].cost)
+                assert all(math.isnan(value) or 0 <= value < math.inf for value in cost.values()), (layer, precision)
+        for cost in COSTS:
+            known = {
+                math.isnan(getattr(priced.cost, cost)) for row in table.layers.values() for priced in row.values()
+            }
+            assert len(known) == 1, f"{cost} is known for some choices only"
+
+    def test_network_costs_what_its_choices_add_up_to(self, cost_model: CostModel) -> None:
+        table = cost_model.cost_table(NETWORK, self.choices(), self.workload)
+        for policy in self.policies():
+            report = cost_model.network_cost(NETWORK, policy, self.workload)
+            assert set(report.layers) == set(policy)
+            for cost in ADDITIVE_COSTS:
+                parts = [getattr(table.layers[layer][precision].cost, cost) for layer, precision in policy.items()]
+                expected = sum(parts) + getattr(table.fixed, cost)
+                assert getattr(report.total, cost) == pytest.approx(expected, rel=1e-12, nan_ok=True), cost
+
+    def test_is_repeatable(self, cost_model: CostModel) -> None:
+        tables = [str(cost_model.cost_table(NETWORK, self.choices(), self.workload)) for _ in range(2)]
+        assert tables[0] == tables[1]
+
+    def test_larger_batches_cost_no_less(self, cost_model: CostModel) -> None:
+        policy = next(self.policies())
+        one, eight = (
+            cost_model.network_cost(NETWORK, policy, dataclasses.replace(self.workload, batch=batch)).total
+            for batch in (1, 8)
+        )
+        for cost in COSTS:
+            assert not getattr(eight, cost) < getattr(one, cost), cost
+        assert eight.weight_bytes == one.weight_bytes
+
+    def choices(self) -> Choices:
+        precisions = tuple(map(Precision.parse, self.precisions))
+        weight_only = tuple(dict.fromkeys(Precision(precision.weight) for precision in precisions))
+        return {layer.name: precisions if layer.quantizes_input else weight_only for layer in NETWORK}
+
+    def policies(self) -> Iterator[Policy]:
+        for name in self.precisions:
+            yield Policy.uniform(NETWORK, Precision.parse(name))
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            yield Policy({layer: rows[rng.integers(len(rows))] for layer, rows in self.choices().items()})
+
+
+def _layer(name: str, kind: str, reads: str, weight: tuple[int, ...], macs: int, read: tuple[int, ...], **more) -> Layer:
+    return Layer(name, kind, (reads,), (name,), weight_shape=weight, macs=macs, input_shape=read, **more)
+
+
+NETWORK = Network(
+    layers=(
+        _layer("conv", "conv2d", "input", (8, 3, 3, 3), 3456, (2, 3, 4, 4), output_shape=(2, 8, 4, 4), bias_count=8),
+        _layer("depthwise", "conv2d", "relu", (8, 1, 3, 3), 1152, (2, 8, 4, 4), output_shape=(2, 8, 4, 4), groups=8),
+        _layer("fc", "linear", "depthwise", (10, 128), 1280, (2, 128), output_shape=(2, 10), bias_count=10),
+    ),
+    operations=(Operation("relu", "relu", ("conv",), ("relu",)),),
+    tensors={
+        tensor.name: tensor
+        for tensor in (
+            Tensor("input", (2, 3, 4, 4), None, ("conv",)),
+            Tensor("conv", (2, 8, 4, 4), "conv", ("relu",)),
+            Tensor("relu", (2, 8, 4, 4), "relu", ("depthwise",)),
+            Tensor("depthwise", (2, 8, 4, 4), "depthwise", ("fc",)),
+            Tensor("fc", (2, 10), "fc"),
+        )
+    },
+    other_parameters=16,
+    order=("conv", "relu", "depthwise", "fc"),
+    outputs=("fc",),
+)
+"""A convolution, a depthwise one and a classifier, written down by hand."""
+
+
+class StrategyContract:
+    """Any strategy. Fixture `make_strategy`, a function from a number of evaluations to a strategy:
+
+    class TestMyStrategy(StrategyContract):
+        @pytest.fixture
+        def make_strategy(self):
+            return lambda evaluations: MyStrategy(evaluations=evaluations)
+    """
+
+    evaluations: ClassVar[int] = 10
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def search_bench(cls) -> Bench:
+        return make_bench()
+
+    @pytest.fixture
+    def run(self, search_bench: Bench, make_strategy: Callable[[int], Strategy]) -> Callable[..., list[Trial]]:
+        """Runs the strategy on the tiny network, by default under a size budget between all 4 and all 8 bits."""
+        limits = {"weight_bytes": 0.25 * search_bench.pricing.reference("float")["weight_bytes"]}
+
+        def run(folder: Path, seed: int = 0, evaluations: int = self.evaluations, **options: Any) -> list[Trial]:
+            folder.mkdir(exist_ok=True)
+            strategy = make_strategy(evaluations)
+            kept = options.pop("limits", limits)
+            objective = search_bench.objective(folder / "trials.jsonl", kept, strategy, **options)
+            with suppress(SpentError):
+                strategy.search(search_bench.space, objective, np.random.default_rng(seed))
+            for trial in TrialLog(folder / "trials.jsonl").trials:
+                over = [name for name in kept if trial.cost[name] > kept[name]]
+                assert (trial.state == "infeasible") == bool(over), "only policies within budget are measured"
+            return TrialLog(folder / "trials.jsonl").trials
+
+        return run
+
+    def test_measures_something_within_budget(self, run, tmp_path: Path) -> None:
+        assert any(trial.state == "complete" for trial in run(tmp_path))
+
+    @pytest.mark.parametrize("evaluations", [1, 2, 5])
+    def test_spends_no_more_than_allowed(self, run, tmp_path: Path, evaluations: int) -> None:
+        trials = run(tmp_path, evaluations=evaluations)
+        assert 1 <= sum(trial.state == "complete" for trial in trials) <= evaluations
+
+    def test_proposes_only_policies_of_the_space(self, run, tmp_path: Path, search_bench: Bench) -> None:
+        for trial in run(tmp_path):
+            assert search_bench.space.decode(search_bench.space.encode(trial.policy)) == trial.policy
+
+    def test_one_seed_gives_one_sequence(self, run, tmp_path: Path) -> None:
+        assert what(run(tmp_path / "first", seed=3)) == what(run(tmp_path / "second", seed=3))
+
+    def test_ends_under_a_budget_only_one_policy_keeps(self, run, tmp_path: Path, search_bench: Bench) -> None:
+        lowest = search_bench.pricing.costs(search_bench.space.decode([0] * len(search_bench.space.decisions)))
+        trials = run(tmp_path, limits={"weight_bytes": lowest["weight_bytes"]})
+        assert {trial.state for trial in trials} <= {"complete", "infeasible"}
+
+    def test_minimises_cost_where_the_drop_is_limited(self, run, tmp_path: Path) -> None:
+        trials = run(tmp_path, limits={}, quality_drop=0.1)
+        assert any(trial.state == "complete" for trial in trials)
+
+    def test_resumes_to_the_same_trials(self, run, tmp_path: Path, search_bench: Bench, monkeypatch) -> None:
+        """Killed after any trial, also in the middle of writing it, it goes on without measuring anything twice."""
+        whole = run(tmp_path / "whole")
+        lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
+        measured: list[str] = []
+        measure = search_bench.evaluator.measure
+
+        def counted(policy: Policy, *arguments: Any) -> Any:
+            measured.append(policy.digest)
+            return measure(policy, *arguments)
+
+        monkeypatch.setattr(search_bench.evaluator, "measure", counted)
+        for cut in range(len(lines) + 1):
+            folder = tmp_path / f"cut{cut}"
+            folder.mkdir()
+            torn = lines[cut][: len(lines[cut]) // 2] if cut < len(lines) else ""
+            (folder / "trials.jsonl").write_text("".join(lines[:cut]) + torn)
+            measured.clear()
+            assert what(run(folder)) == what(whole), f"cut after {cut} trials"
+            assert measured == [trial.digest for trial in whole[cut:] if trial.state != "infeasible"]
+
+
+def what(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Trials without the seconds they took."""
+    return [trial.to_dict() | {"seconds": None} for trial in trials]
+
+
+class BackendContract:
+    """Any backend. Fixture `backend`:
+
+    class TestMyBackend(BackendContract):
+        @pytest.fixture
+        def backend(self):
+            return MyBackend()
+
+    Set `agreement` lower, and `precision` to what it supports, where the runtime computes otherwise than the simulation.
+    """
+
+    precision: ClassVar[str] = "int8/uint8"
+    agreement: ClassVar[float] = 0.995
+
+    @pytest.fixture
+    def planned(self, tmp_path: Path) -> tuple[Any, Task]:
+        bench = make_bench(directory=tmp_path)
+        policy = Policy.uniform(bench.network, Precision.parse(self.precision))
+        return tiny_plan(bench, tmp_path, policy), bench.task
+
+    def test_reports_every_layer(self, backend: Any, planned: tuple[Any, Task], tmp_path: Path) -> None:
+        plan, task = planned
+        before = tensor_digests(task.model)
+        report = backend.export(plan, task, tmp_path / "out")
+        assert report.backend == backend.name
+        assert report.files
+        assert all(Path(file).is_file() for file in report.files)
+        assert [layer.name for layer in report.layers] == [layer.name for layer in plan.layers]
+        for layer in report.layers:
+            assert {layer.weight, layer.input} <= {"exact", "contained", "altered", "float"}
+            assert layer.precision == str(plan.policy[layer.name])
+            if "altered" in (layer.weight, layer.input):
+                assert layer.note, "say which values are altered"
+        assert tensor_digests(task.model) == before, "exporting must not alter the model"
+
+    def test_delivers_what_the_plan_promises(self, backend: Any, planned: tuple[Any, Task], tmp_path: Path) -> None:
+        plan, task = planned
+        backend.export(plan, task, tmp_path / "out")
+        found = backend.verify(plan, task, tmp_path / "out")
+        assert found.samples == plan.quality.samples
+        assert found.promised == plan.quality.value
+        assert found.agreement >= self.agreement
+        assert abs(found.quality - found.promised) <= (1 - self.agreement) + 1 / found.samples
+        assert found.bytes_on_disk > 0

@@ -1,0 +1,32 @@
+"""Fixtures for all tests: fixed seeds, one thread, and the tiny network's parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tiny import Bench, TinyTask, make_bench
+
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+torch.set_num_threads(1)  # tensors here are tiny: on a busy machine, waiting for a second thread takes 40 times as long
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def task() -> TinyTask:
+    return TinyTask()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Four layers, 648 policies: three weight formats a layer, two input formats a tensor."""
+    return make_bench(directory=tmp_path)
