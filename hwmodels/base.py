@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwmodels.cost import Cost, CostReport, CostTable, LayerCost, Workload
+from hwmodels.cost import Cost, CostReport, CostTable, LayerCost, Tier, Workload
 from hwmodels.memory import peak_activation_bytes
 from hwmodels.network import Layer, Network
 from hwmodels.precision import Precision
@@ -65,18 +66,15 @@ class StorageModel(CostModel):
             for name, precisions in choices.items()
         }
         fixed = fixed_storage(network)
-        exact = {"weight_bytes": "exact", "activation_bytes": "exact", "bit_ops": "exact"}
-        return CostTable(layers, fixed, exact, "counted")  # type: ignore[arg-type]
+        exact: dict[str, Tier] = {"weight_bytes": "exact", "activation_bytes": "exact", "bit_ops": "exact"}
+        return CostTable(layers, fixed, exact, "counted")
 
 
 def storage_cost(layer: Layer, precision: Precision, workload: Workload) -> Cost:
     """Counts a layer's stored bytes and bit operations; time and energy are left at zero."""
     weight_bits = precision.weight.storage_bits(layer.weight_count, layer.channels) + 32 * layer.bias_count
-    input_values = 0
-    if layer.quantizes_input and layer.input_shape:
-        input_values = workload.batch
-        for size in layer.input_shape[1:]:
-            input_values *= size
+    has_input = layer.quantizes_input and layer.input_shape
+    input_values = math.prod(layer.input_shape[1:]) * workload.batch if has_input else 0
     parameters_of_input = precision.input.storage_bits(0, 1) if layer.quantizes_input else 0
     return Cost(
         weight_bytes=(weight_bits + parameters_of_input) / 8,

@@ -11,8 +11,8 @@ import numpy as np
 from hwmodels.precision import Precision
 
 Tier = Literal["exact", "measured", "interpolated", "calibrated", "datasheet", "index"]
-"""How far a number can be trusted, best first: counted; timed on the device; between timings; a fitted formula; a formula
-on published peaks; good for comparing only."""
+"""How far a number can be trusted, best first: counted; timed on the device; between timings; a fitted formula; a
+formula on published peaks; good for comparing only."""
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 

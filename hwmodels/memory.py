@@ -9,7 +9,7 @@ from hwmodels.precision import FLOAT_BITS, Precision
 
 
 def stored_bits(network: Network, policy: Mapping[str, Precision]) -> dict[str, int]:
-    """Bits per value of every tensor: the widest its consumers read, float where anything but a quantized layer reads it."""
+    """Bits per value of every tensor: the widest its consumers read, float where one is no quantized layer."""
     bits = {}
     for name, tensor in network.tensors.items():
         readers = [

@@ -1,4 +1,4 @@
-"""What a trained network consists of, as a cost model sees it: layers, other operations, and the tensors between them."""
+"""What a trained network consists of, as a cost model sees it: layers, other operations, the tensors between them."""
 
 from __future__ import annotations
 

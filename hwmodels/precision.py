@@ -10,7 +10,7 @@ SCALE_BITS = 32  # a float32 scale per channel or tensor
 FLOAT_BITS = 32
 INTEGER_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
-_INTEGER = re.compile(r"(u?)int(\d+)")
+_INTEGER = re.compile(r"(u?)int([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=False)
@@ -41,7 +41,7 @@ class Format:
     @property
     def highest(self) -> int:
         """The largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     def storage_bits(self, values: int, groups: int = 1) -> int:
         """Bits that `values` take with the scale, and the zero point where there is one, of each of `groups`."""

@@ -117,8 +117,8 @@ def layer_traffic(layer: Layer, precision: Precision, run: Capability, batch: in
 def quantize_traffic(layer: Layer, precision: Precision, run: Capability, batch: int) -> float:
     """Bytes moved to quantize the input of one call: floats read and integers written, none for float inputs.
 
-    Where the kernel reads floats all the same, the integers are turned back, at the same traffic again. Layers that read
-    one tensor are charged a pass each.
+    Where the kernel reads floats all the same, the integers are turned back, at the same traffic again. Layers that
+    read one tensor are charged a pass each.
     """
     if precision.input.is_float:
         return 0.0
@@ -131,17 +131,19 @@ def roofline_seconds(compute_s: float, memory_s: float, efficiency: Efficiency) 
     """Joins the seconds of computing and of moving bytes: `t0 + (compute_s^p + memory_s^p)^(1/p)`."""
     p = efficiency.sharpness.value
     shorter, longer = sorted((compute_s, memory_s))
-    joined = longer * (1 + (shorter / longer) ** p) ** (1 / p) if longer else 0.0  # the powers alone would underflow
+    ratio = shorter / longer if longer else 0.0
+    joined: float = longer * (1 + ratio**p) ** (1 / p)  # the powers of the times themselves would underflow
     return efficiency.overhead.value + joined
 
 
 def mac_energy(energy: OperationEnergy, compute: str, weight_bits: int, input_bits: int) -> float:
     """Joules of one multiply-accumulate.
 
-    Integer multipliers grow as (w a / 64)^0.99 from 8 x 8 bits, adders as (b / 8)^0.87 from 8 bits, with accumulators of
-    32 bits: powers through the 8-bit and 32-bit figures of Horowitz, "Computing's energy problem", ISSCC 2014.
+    Integer multipliers grow as (w a / 64)^0.99 from 8 x 8 bits, adders as (b / 8)^0.87 from 8 bits, with accumulators
+    of 32 bits: powers through the 8-bit and 32-bit figures of Horowitz, "Computing's energy problem", ISSCC 2014.
     """
     if compute == FLOAT_COMPUTE:
         return energy.fp32_multiply.value + energy.fp32_add.value
-    multiply = energy.int8_multiply.value * (weight_bits * input_bits / 64) ** 0.99
-    return multiply + energy.int8_add.value * (ACCUMULATOR_BITS / 8) ** 0.87
+    multiply: float = energy.int8_multiply.value * (weight_bits * input_bits / 64) ** 0.99
+    add: float = energy.int8_add.value * (ACCUMULATOR_BITS / 8) ** 0.87
+    return multiply + add

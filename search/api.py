@@ -21,8 +21,8 @@ from search.progress import Progress
 from search.quantize.simulate import QuantizerSettings
 from search.recover import check_repairs
 from search.report import write_report
-from search.rundir import RunDirectory
 from search.run import search
+from search.rundir import RunDirectory
 from search.strategies.base import Strategy
 from search.strategies.samplers import RandomSearch, Tpe
 from search.strategies.solver import Solver
@@ -96,9 +96,7 @@ def find_plan(
     return result.plan
 
 
-def export(
-    plan: Plan, to: str, model: nn.Module | Task, out: str | Path, example_input: Any = None
-) -> ExportReport:
+def export(plan: Plan, to: str, model: nn.Module | Task, out: str | Path, example_input: Any = None) -> ExportReport:
     """Writes a plan for a backend.
 
     Args:
@@ -145,7 +143,9 @@ def _strategy(strategy: str | Strategy) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     if strategy not in STRATEGIES:
-        raise ConfigError(f"strategy={strategy} is unknown{closest(strategy, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
+        raise ConfigError(
+            f"strategy={strategy} is unknown{closest(strategy, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}"
+        )
     return STRATEGIES[strategy]()
 
 

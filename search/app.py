@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import hydra
@@ -13,8 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from search.config import config_dir, explain, make_job, register
+from search.config import ExportSettings, TrackingSettings, config_dir, explain, make_job, plain, register
 from search.errors import ConfigError
+from search.job import settings
+from search.rundir import RunDirectory
+from search.tracking import mirror
 
 
 def search_command(overrides: Sequence[str]) -> None:
@@ -42,31 +46,51 @@ def run_job(config: Any) -> float:
     """Runs one search as Hydra composed it; returns the winner's quality on the selection split, for sweepers."""
     from search.backends import backend
     from search.cli import console
-    from search.config import TrackingSettings, plain
     from search.progress import BarProgress, LineProgress
     from search.report import write_report
     from search.run import search
-    from search.rundir import RunDirectory
     from search.terminal import print_export, print_result
-    from search.tracking import mirror
 
     register()
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    terminal = console()
-    job = make_job(config, run_dir)
-    values = plain(config)
-    exporters = [backend(name) for name in values["export"]["backends"]]
-    tracking, run, root = TrackingSettings(**values["tracking"]), RunDirectory(run_dir), Path(values["run_root"])
+    job, values, terminal = make_job(config, Path(HydraConfig.get().runtime.output_dir)), plain(config), console()
+    exporters = [backend(name) for name in settings(ExportSettings, values["export"], "export").backends]
+    tracking = settings(TrackingSettings, values["tracking"], "tracking")
     progress = BarProgress(terminal, job.strategy.evaluations) if terminal.is_terminal else LineProgress(terminal)
-    try:
-        result = search(job, progress)
-    finally:
-        progress.close()
-    for exporter in exporters:
-        print_export(exporter.export(result.plan, job.task, run_dir / "export" / exporter.name), terminal)
-    write_report(run)
-    print_result(result, terminal)
-    warning = mirror(run, tracking, root)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+    with Mirrored(job.run_dir, tracking, Path(values["run_root"])) as mirrored:
+        try:
+            result = search(job, progress, mirrored.start)
+        finally:
+            progress.close()
+        for exporter in exporters:
+            print_export(exporter.export(result.plan, job.task, job.run_dir / "export" / exporter.name), terminal)
+        write_report(result.run)
+        print_result(result, terminal)
     return result.plan.selection.value
+
+
+class Mirrored:
+    """Mirrors a run to MLflow beside the search, from its start, and once more when the block ends, however it ends."""
+
+    def __init__(self, run_dir: Path, tracking: TrackingSettings, run_root: Path) -> None:
+        self._run = RunDirectory(run_dir)
+        self._tracking = tracking
+        self._root = run_root.resolve()
+        self._first: Thread | None = None
+
+    def start(self, run: RunDirectory) -> None:
+        """Begins to mirror, beside what follows: the first contact takes seconds."""
+        run.update(run_root=str(self._root))
+        if self._tracking.enabled:
+            self._first = Thread(target=mirror, args=(run, self._tracking, self._root), daemon=True)
+            self._first.start()
+
+    def __enter__(self) -> Mirrored:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._first is None:
+            return
+        self._first.join()
+        warning = mirror(self._run, self._tracking, self._root)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)

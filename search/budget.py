@@ -17,6 +17,9 @@ RATIOS = {
 
 REFERENCES = ("float", "int8")
 
+ROUNDING = 1e-12
+"""Share by which limits are widened, as costs added up in another order differ in their last digits."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -84,7 +87,7 @@ class Budget:
                 )
             limit = limit * reference[cost] if name in RATIOS else limit
             limits[cost] = min(limit, limits.get(cost, limit))
-        return limits
+        return {cost: limit * (1 + ROUNDING) for cost, limit in limits.items()}
 
     def cost_of(self, name: str) -> str:
         """The cost that the limit `name` is about."""

@@ -160,10 +160,11 @@ def sync_command(arguments: argparse.Namespace, console: Console) -> None:
 
     for path in arguments.run:
         run = RunDirectory.existing(path)
-        config = run.info()["config"]
-        own = config.get("tracking", {})
+        info = run.info()
+        own = info["config"].get("tracking", {})
         settings = TrackingSettings(True, arguments.uri or own.get("uri"), own.get("experiment"))
-        uri = sync(run, settings, Path(config.get("run_root", path.parent)))
+        root = Path(info.get("run_root", path.parent))
+        uri = sync(run, settings, root if root.is_dir() else path.parent)
         console.print(f"Synced {path} to {uri}", highlight=False, soft_wrap=True)
 
 

@@ -62,8 +62,7 @@ class SpaceSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.pins or {}, Mapping):
             raise ConfigError(f"space.pins={self.pins} must map layers to precisions, such as {{first: int8}}")
-        lists = isinstance(self.ties or [], (list, tuple))
-        if not lists or any(isinstance(tie, str) or not isinstance(tie, (list, tuple)) for tie in self.ties or []):
+        if not isinstance(self.ties or [], list) or not all(isinstance(tie, list) for tie in self.ties or []):
             raise ConfigError(f"space.ties={self.ties} must be a list of lists of layers, such as [[conv1, conv2]]")
 
 

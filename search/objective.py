@@ -131,7 +131,7 @@ class Objective:
 
     def is_feasible(self, policy: Policy) -> bool:
         """Whether a policy keeps every limit."""
-        return all(excess <= 0 for excess in self.excess(policy).values())
+        return self._keeps_limits(self.pricing.costs(policy))
 
     def predict(self, policy: Policy) -> float:
         """Predicted loss of a policy."""
@@ -167,6 +167,9 @@ class Objective:
         if allowance.seconds is not None and self.spent_seconds >= allowance.seconds:
             raise SpentError
 
+    def _keeps_limits(self, costs: Mapping[str, float]) -> bool:
+        return all(costs[name] <= limit for name, limit in self.limits.items())
+
     def _try(self, policy: Policy, fidelity: float) -> Trial:
         costs = self.pricing.costs(policy)
         metrics: dict[str, float | None] = {}
@@ -174,7 +177,7 @@ class Objective:
             metrics["predicted"] = self.predict(policy)
         state: State = "infeasible"
         started = time.perf_counter()
-        if all(costs[name] <= limit for name, limit in self.limits.items()):
+        if self._keeps_limits(costs):
             quality = self._evaluator.measure(policy, "selection", fidelity).to_dict()
             metrics = {"quality": quality.pop("value"), **quality, **metrics}
             state = "complete" if metrics["quality"] is not None else "failed"

@@ -145,6 +145,10 @@ class Plan(Record):
     _tensors: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _model_digests: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Compares what plans say, which includes the hash of their tensors."""
+        return isinstance(other, Plan) and self.model_dump() == other.model_dump()
+
     @property
     def policy(self) -> Policy:
         """The policy."""
@@ -197,9 +201,9 @@ class Plan(Record):
 
     def check(self, model: nn.Module) -> None:
         """Raises DataError, naming the first difference, unless `model` is the one the plan was made for."""
-        if fingerprint(model) == self.model.fingerprint:
-            return
         digests = tensor_digests(model)
+        if digests == self._model_digests:
+            return
         for name, expected in self._model_digests.items():
             if name not in digests:
                 raise DataError(
@@ -319,4 +323,4 @@ def tensor_digests(model: nn.Module) -> dict[str, str]:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and values of the state dict, buffers included."""
-    return hashlib.sha256(json.dumps(tensor_digests(model)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(tensor_digests(model), sort_keys=True).encode()).hexdigest()

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PIXELS_PER_INCH = 80  # of figures on the page
 LOW_CORRELATION = 0.5
-LIMIT_COSTS = {"size_ratio": "size", "latency_ratio": "latency", "energy_ratio": "energy", "bit_ops_ratio": "bit operations"}
+LIMIT_COSTS = {
+    "size_ratio": "size",
+    "latency_ratio": "latency",
+    "energy_ratio": "energy",
+    "bit_ops_ratio": "bit operations",
+}
 
 Rows = list[list[str]]
 
@@ -70,9 +75,9 @@ def write_report(run: RunDirectory) -> Path:
         source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
         pictures[name] = Picture(source, round(figure.get_figwidth() * PIXELS_PER_INCH))
 
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         about=about,
         plan=plan,
@@ -159,7 +164,11 @@ def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
 def winner_rows(plan: Plan) -> Rows:
     """The winner's numbers: name, value, the float network's value."""
     rows = [
-        [f"{q.metric} on the {q.split} split ({q.samples:,} sample{'s'[: q.samples > 1]})", f"{q.value:.6g}", f"{q.float_value:.6g}"]
+        [
+            f"{q.metric} on the {q.split} split ({q.samples:,} sample{'s'[: q.samples > 1]})",
+            f"{q.value:.6g}",
+            f"{q.float_value:.6g}",
+        ]
         for q in (plan.quality, plan.selection)
     ]
     rows.insert(1, ["drop on the report split [95% interval]", _drop(plan.quality), ""])
@@ -238,7 +247,9 @@ def identity_rows(about: Mapping[str, Any], plan: Plan) -> Rows:
         "finished": _time(about.get("finished")),
         "seconds": significant(about.get("seconds")),
         "evaluations": f"{about['evaluations']:,}",
-        "rank correlation of predicted loss and measured drop": "not available" if correlation is None else f"{correlation:.3f}",
+        "rank correlation of predicted loss and measured drop": "not available"
+        if correlation is None
+        else f"{correlation:.3f}",
         "seed": str(about["seed"]),
         "model": about["model"]["name"],
         "model fingerprint": about["model"]["fingerprint"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from uuid import uuid4
 
@@ -29,12 +30,15 @@ from search.trace import shared_parameters, trace
 from search.trials import Trial, TrialLog
 
 
-def search(job: Job, progress: Progress | None = None) -> Result:
+def search(
+    job: Job, progress: Progress | None = None, on_start: Callable[[RunDirectory], None] = lambda run: None
+) -> Result:
     """Runs a search, or goes on with the one that was interrupted in the same directory.
 
     Args:
         job: What to search.
         progress: Where to show how far it is; silent by default.
+        on_start: Called once the run directory is claimed and says that it is running.
 
     Raises:
         BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
@@ -44,12 +48,14 @@ def search(job: Job, progress: Progress | None = None) -> Result:
     try:
         earlier = run.info() if run.resume(job.config) else {"run_id": uuid4().hex, "started": started}
         run.update(**earlier | identity(job) | {"status": "running", "config": dict(job.config)})
+        on_start(run)
         result = pipeline(job, run, progress or Progress())
         run.update(status="finished", finished=time.time(), seconds=time.time() - started)
         return result
     except BaseException as error:
-        if run.file("run.json").is_file():
-            run.update(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        if run.file("run.json").is_file() and run.info()["status"] == "running":
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.update(status=status, finished=time.time())
         raise
     finally:
         run.release()

@@ -65,7 +65,7 @@ class RunDirectory:
             ConfigError: If another process is at work here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.file(".lock"), os.O_CREAT | os.O_RDWR)
+        self._lock = os.open(self.file(".lock"), os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -114,7 +114,7 @@ class SearchSpace:
         """
         point = []
         for decision in self.decisions:
-            formats = {getattr(policy[layer], decision.side) for layer in decision.layers}
+            formats = {getattr(policy[layer], decision.side) for layer in decision.layers} or set(decision.formats)
             outside = sorted(map(str, formats - set(decision.formats)))
             if outside or len(formats) != 1:
                 given = ", ".join(outside or sorted(map(str, formats)))
@@ -257,7 +257,7 @@ def _shared_inputs(network: Network, units: Sequence[tuple[str, ...]]) -> dict[s
     groups: dict[str, tuple[set[str], list[tuple[str, ...]]]] = {}
     for unit in units:
         tensors = [name for layer in unit if network[layer].quantizes_input for name in network[layer].reads]
-        name, members = (tensors or [unit[0]])[0], [unit]
+        name, members = (tensors or [f"{unit[0]}.input"])[0], [unit]
         for key in [key for key, (read, _) in groups.items() if read & set(tensors)]:
             read, earlier = groups.pop(key)
             tensors, members = [*read, *tensors], [*earlier, *members]

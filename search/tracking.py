@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RE
 CONVERSATION = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a pool would go on writing to a database deleted meanwhile
 }
 LOCK_SECONDS = 300.0
@@ -236,12 +238,16 @@ def _defaults(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps MLflow's progress, migrations and retries off the terminal, unless `$MLFLOW_LOGGING_LEVEL` is set."""
-    before = logging.root.manager.disable
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        logging.disable(logging.CRITICAL)
-    try:
+    """Keeps what MLflow and its libraries log and warn off the terminal, unless `$MLFLOW_LOGGING_LEVEL` is set."""
+    if "MLFLOW_LOGGING_LEVEL" in os.environ:
         yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

@@ -53,9 +53,7 @@ class TaskContract:
 
     def test_batches_are_the_same_every_time(self, task: Task) -> None:
         for split in SPLITS:
-            first, second = (
-                [t.clone() for batch in task.batches(split) for t in tensors_in(batch)] for _ in range(2)
-            )
+            first, second = ([t.clone() for batch in task.batches(split) for t in tensors_in(batch)] for _ in range(2))
             assert len(first) == len(second)
             assert all(map(torch.equal, first, second))
 
@@ -127,9 +125,7 @@ class CostModelContract:
                 cost = dataclasses.asdict(table.layers[layer][precision].cost)
                 assert all(math.isnan(value) or 0 <= value < math.inf for value in cost.values()), (layer, precision)
         for cost in COSTS:
-            known = {
-                math.isnan(getattr(priced.cost, cost)) for row in table.layers.values() for priced in row.values()
-            }
+            known = {math.isnan(getattr(priced.cost, cost)) for row in table.layers.values() for priced in row.values()}
             assert len(known) == 1, f"{cost} is known for some choices only"
 
     def test_network_costs_what_its_choices_add_up_to(self, cost_model: CostModel) -> None:
@@ -169,7 +165,9 @@ class CostModelContract:
             yield Policy({layer: rows[rng.integers(len(rows))] for layer, rows in self.choices().items()})
 
 
-def _layer(name: str, kind: str, reads: str, weight: tuple[int, ...], macs: int, read: tuple[int, ...], **more) -> Layer:
+def _layer(
+    name: str, kind: str, reads: str, weight: tuple[int, ...], macs: int, read: tuple[int, ...], **more
+) -> Layer:
     return Layer(name, kind, (reads,), (name,), weight_shape=weight, macs=macs, input_shape=read, **more)
 
 
@@ -291,7 +289,7 @@ class BackendContract:
         def backend(self):
             return MyBackend()
 
-    Set `agreement` lower, and `precision` to what it supports, where the runtime computes otherwise than the simulation.
+    Set `precision` to what it supports, and `agreement` lower where it computes otherwise than the simulation.
     """
 
     precision: ClassVar[str] = "int8/uint8"

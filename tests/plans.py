@@ -59,15 +59,18 @@ def make_plan(
 
     Args:
         task: What the plan is for.
-        policy: One precision for all layers, precisions by layer, or a function of a layer's position and the layer. The
-            input of weight-only layers stays in float.
+        policy: One precision for all layers, precisions by layer, or a function of a layer's position and the layer.
+            The input of weight-only layers stays in float.
         altered: Parameters of the folded model that a repair changed.
     """
     folded, folds = fold_batch_norm(task.model, task.example_input)
     network = trace(folded, task.example_input)
     names = {}
     for position, layer in enumerate(network):
-        name = policy if isinstance(policy, str) else policy(position, layer) if callable(policy) else policy[layer.name]
+        if callable(policy):
+            name = policy(position, layer)
+        else:
+            name = policy if isinstance(policy, str) else policy[layer.name]
         precision = Precision.parse(name)
         names[layer.name] = str(precision if layer.quantizes_input else Precision(precision.weight))
     chosen = Policy.from_dict(names)

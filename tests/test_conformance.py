@@ -1,13 +1,14 @@
-"""The built-in tasks, cost models and strategies fulfil their contracts."""
+"""The built-in tasks, cost models, strategies and backends fulfil their contracts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conformance import CostModelContract, StrategyContract, TaskContract
+from conformance import BackendContract, CostModelContract, StrategyContract, TaskContract
 from tiny import TinyTask
 
 from hwmodels import Roofline, StorageModel
+from search.backends import backend as backend_of
 from search.strategies.samplers import RandomSearch, Tpe
 from search.strategies.solver import Solver
 from search.tasks.digits import Digits
@@ -63,3 +64,19 @@ class TestRandomSearch(StrategyContract):
     @pytest.fixture
     def make_strategy(self):
         return lambda evaluations: RandomSearch(evaluations)
+
+
+class TestOnnxRuntime(BackendContract):
+    @pytest.fixture
+    def backend(self):
+        pytest.importorskip("onnxruntime")
+        return backend_of("onnxruntime")
+
+
+class TestTorchAO(BackendContract):
+    precision = "int8"
+
+    @pytest.fixture
+    def backend(self):
+        pytest.importorskip("torchao")
+        return backend_of("torchao")

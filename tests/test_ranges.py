@@ -157,7 +157,9 @@ def test_minmax_range_covers_everything_seen() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ConfigError, match=r"quantizer.weight_range=minmx is unknown.*did you mean 'minmax'.*allowed: mse"):
+    with pytest.raises(
+        ConfigError, match=r"quantizer.weight_range=minmx is unknown.*did you mean 'minmax'.*allowed: mse"
+    ):
         check_method("quantizer.weight_range", "minmx")
     with pytest.raises(ConfigError, match=r"=qqq is unknown; allowed: mse, minmax"):
         check_method("quantizer.weight_range", "qqq")

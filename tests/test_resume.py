@@ -81,4 +81,6 @@ def test_other_settings_in_the_same_directory_are_refused(undisturbed: Path) -> 
     process = start(undisturbed, "seed=3")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "seed=0" in output and "seed=3" in output and "Traceback" not in output
+    assert "seed=0" in output
+    assert "seed=3" in output
+    assert "Traceback" not in output

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import hwmodels
-from hwmodels import CostModel, Network, Workload
+from hwmodels import CostModel, Network, StorageModel, Workload
 from search.budget import Budget
 from search.files import JsonLines
 from search.job import Job, SpaceSettings
@@ -83,6 +82,18 @@ class TinyTask(Task):
         return (outputs.argmax(-1) == batch[1]).double()
 
 
+class SlowToUnpack(StorageModel):
+    """A device on which fewer weight bits take longer."""
+
+    def cost_table(self, network, choices, workload):
+        table = super().cost_table(network, choices, workload)
+        layers = {
+            layer: {p: replace(c, cost=replace(c.cost, latency_s=1e-3 / p.weight.bits)) for p, c in row.items()}
+            for layer, row in table.layers.items()
+        }
+        return replace(table, layers=layers)
+
+
 @dataclass
 class Bench:
     """The parts of a search around one task, ready to be put together."""
@@ -126,7 +137,7 @@ def make_bench(
     folded = fold_batch_norm(task.model, task.example_input)
     network = trace(folded.model, task.example_input)
     space = build_space(network, weight, input, pins, ties)
-    pricing = Pricing(network, space, cost_model or hwmodels.StorageModel(), Workload())
+    pricing = Pricing(network, space, cost_model or StorageModel(), Workload())
     simulated = QuantizedModel(folded.model, network)
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
     return Bench(task, network, space, pricing, simulated, Evaluator(task, simulated, directory), folded.folds)

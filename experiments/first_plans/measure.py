@@ -32,7 +32,17 @@ TASKS = {
     "mobilenetv2": lambda: FashionMNIST("mobilenetv2"),
 }
 BUDGETS = (4, 3)
-COLUMNS = ["task", "plan", "average_weight_bits", "effective_bits", "quality", "drop", "drop_low", "drop_high", "samples"]
+COLUMNS = [
+    "task",
+    "plan",
+    "average_weight_bits",
+    "effective_bits",
+    "quality",
+    "drop",
+    "drop_low",
+    "drop_high",
+    "samples",
+]
 
 
 def rows_of(task: Task, evaluations: int) -> pd.DataFrame:

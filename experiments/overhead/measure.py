@@ -48,7 +48,9 @@ def main() -> None:
             pairs = [(timed(folded, images), timed(model, images)) for _ in range(PAIRS + WARM_UP)][WARM_UP:]
         ratio = statistics.median(simulated / plain for plain, simulated in pairs)
         plain, simulated = (statistics.median(times) for times in zip(*pairs, strict=True))
-        rows.append({"policy": name, "float_s": round(plain, 4), "quantized_s": round(simulated, 4), "ratio": round(ratio, 3)})
+        rows.append(
+            {"policy": name, "float_s": round(plain, 4), "quantized_s": round(simulated, 4), "ratio": round(ratio, 3)}
+        )
         print(f"{name}: float {plain:.3f} s, quantized {simulated:.3f} s, ratio {ratio:.3f}")
     with (HERE / "overhead.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -147,7 +147,9 @@ def draw_members(info: MembersInfo) -> Figure:
         for y, row in enumerate(info.weights):
             for x, format in enumerate(row):
                 text = "f" if format.is_float else str(format.bits)
-                axis.text(x, y, text, ha="center", va="center", fontsize=style.SMALL, color=style.text_on(colours[y][x]))
+                axis.text(
+                    x, y, text, ha="center", va="center", fontsize=style.SMALL, color=style.text_on(colours[y][x])
+                )
     box = Rectangle((-0.5, info.winner - 0.5), len(info.layers), 1, fill=False, edgecolor=style.WINNER, linewidth=1.8)
     axis.add_patch(box).set_clip_on(False)
     axis.grid(visible=False)
@@ -157,6 +159,11 @@ def draw_members(info: MembersInfo) -> Figure:
     axis.spines[:].set_visible(False)
     style.name_columns(axis, info.layers)
     axis.set_xlim(-0.5, len(info.layers) - 0.5)
-    used = sorted({(format.bits, str(format.bits) if not format.is_float else "float") for row in info.weights for format in row})
-    style.legend(figure, style.swatches({f"{name} bits" if name != "float" else name: style.bits_colour(bits) for bits, name in used}))
+    used = sorted(
+        {(format.bits, str(format.bits) if not format.is_float else "float") for row in info.weights for format in row}
+    )
+    style.legend(
+        figure,
+        style.swatches({f"{name} bits" if name != "float" else name: style.bits_colour(bits) for bits, name in used}),
+    )
     return figure

@@ -38,9 +38,7 @@ class ConvergenceInfo:
     reference: float | None
 
 
-def convergence_info(
-    trials: Sequence[Trial], about: Mapping[str, Any], float_quality: float
-) -> ConvergenceInfo:
+def convergence_info(trials: Sequence[Trial], about: Mapping[str, Any], float_quality: float) -> ConvergenceInfo:
     """Gathers how the search went.
 
     Args:
@@ -86,9 +84,9 @@ def draw_convergence(info: ConvergenceInfo) -> Figure:
     sides = ((range(1, len(info.values) + 1), "evaluations"), (info.seconds, "seconds of measuring"))
     for axis, (across, label) in zip(axes, sides, strict=True):
         entries["evaluation"] = axis.scatter(across, info.values, s=16, c=style.TRIAL, alpha=0.55, linewidths=0)
-        entries["best so far"] = axis.plot(
-            across, info.best, color=style.FRONT, drawstyle="steps-post", linewidth=1.6
-        )[0]
+        entries["best so far"] = axis.plot(across, info.best, color=style.FRONT, drawstyle="steps-post", linewidth=1.6)[
+            0
+        ]
         if info.reference is not None:
             entries["float"] = axis.axhline(info.reference, color=style.BASELINE, linewidth=1, linestyle="--")
         axis.set_xlabel(label, fontsize=style.NORMAL, color=style.INK)

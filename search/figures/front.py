@@ -182,11 +182,19 @@ def draw_front(info: FrontInfo) -> Figure:
     bottom = axis.get_xaxis_transform()  # costs across, share of the height up
     if info.infeasible:
         entries["over budget, not measured"] = axis.scatter(
-            info.infeasible, [0.02] * len(info.infeasible), s=18, c=style.INFEASIBLE, marker="x", linewidths=0.8, transform=bottom
+            info.infeasible,
+            [0.02] * len(info.infeasible),
+            s=18,
+            c=style.INFEASIBLE,
+            marker="x",
+            linewidths=0.8,
+            transform=bottom,
         )
     if info.tried:
         costs, qualities = zip(*((p.cost, p.quality) for p in info.tried), strict=True)
-        entries["other trials (selection split)"] = axis.scatter(costs, qualities, s=16, c=style.TRIAL, alpha=0.45, linewidths=0)
+        entries["other trials (selection split)"] = axis.scatter(
+            costs, qualities, s=16, c=style.TRIAL, alpha=0.45, linewidths=0
+        )
     entries["front"] = axis.plot(
         [p.cost for p in info.members],
         [p.quality for p in info.members],
@@ -196,7 +204,11 @@ def draw_front(info: FrontInfo) -> Figure:
         markersize=4.5,
         linewidth=1.1,
     )[0]
-    for points, colour in ((info.members, style.FRONT), (info.baselines, style.BASELINE), ((info.winner,), style.WINNER)):
+    for points, colour in (
+        (info.members, style.FRONT),
+        (info.baselines, style.BASELINE),
+        ((info.winner,), style.WINNER),
+    ):
         for p in points:
             axis.vlines(p.cost, p.low, p.high, colors=colour, linewidth=1.1, alpha=0.75)
     entries["float and uniform"] = axis.scatter(
@@ -223,7 +235,14 @@ def draw_front(info: FrontInfo) -> Figure:
             zorder=5,
         )
     entries["winner"] = axis.scatter(
-        [info.winner.cost], [info.winner.quality], s=60, c=style.WINNER, marker="D", edgecolors="white", linewidths=0.8, zorder=4
+        [info.winner.cost],
+        [info.winner.quality],
+        s=60,
+        c=style.WINNER,
+        marker="D",
+        edgecolors="white",
+        linewidths=0.8,
+        zorder=4,
     )
     if info.cost_limit is not None:
         entries["budget"] = axis.axvline(info.cost_limit, color=style.INK, linewidth=1, linestyle="--")

@@ -100,7 +100,9 @@ def draw_sensitivity(info: SensitivityInfo) -> Figure:
         known = np.where(np.isnan(panel.scores), np.nan, np.clip(panel.scores, low, high))
         image = axis.imshow(known, aspect="auto", norm=norm, cmap=colormaps["Purples"], interpolation="nearest")
         for x, y in enumerate(panel.chosen):
-            axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=style.WINNER, linewidth=1.6))
+            axis.add_patch(
+                Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=style.WINNER, linewidth=1.6)
+            )
         axis.set_yticks(range(len(panel.formats)), list(panel.formats), fontsize=style.SMALL)
         axis.tick_params(axis="y", length=0)
         axis.grid(visible=False)

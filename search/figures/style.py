@@ -37,7 +37,14 @@ KIND_COLOURS = {
     "lstm": "#44aa99",
     "gru": "#999933",
 }
-COMPUTE_COLOURS = {"int8": "#4477aa", "fp32": "#ccbb44", "int4": "#aa3377", "bf16": "#66ccee", "fp16": "#228833", "": "#bbbbbb"}
+COMPUTE_COLOURS = {
+    "int8": "#4477aa",
+    "fp32": "#ccbb44",
+    "int4": "#aa3377",
+    "bf16": "#66ccee",
+    "fp16": "#228833",
+    "": "#bbbbbb",
+}
 SPARE_COLOURS = ("#882255", "#6699cc", "#997700", "#994455", "#004488")
 """For kinds and types without a colour of their own."""
 

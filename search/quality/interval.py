@@ -21,10 +21,10 @@ def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
     """
     count, mean = len(differences), float(np.mean(differences))
     if np.isin(differences, (-1, 0, 1)).all():
-        up, down = np.sum(differences == 1) + 0.5, np.sum(differences == -1) + 0.5
+        up, down = float(np.sum(differences == 1)) + 0.5, float(np.sum(differences == -1)) + 0.5
         centre = (up - down) / (count + 2)
         half = NORMAL_95 * math.sqrt(up + down - (up - down) ** 2 / (count + 2)) / (count + 2)
-        return mean, min(mean, centre - half), max(mean, centre + half)
+        return mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
     if count == 1:
         return mean, -math.inf, math.inf
     from scipy.stats import t

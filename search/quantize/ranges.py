@@ -74,6 +74,8 @@ class Histogram:
         Raises:
             ValueError: If a value is not finite.
         """
+        if not values.numel():
+            return
         low, high = (float(end) for end in values.aminmax())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError("a value is NaN or infinite")
@@ -119,7 +121,9 @@ def input_range(seen: Histogram, format: Format, method: str = "mse") -> Range:
             if (low, high)[end] == 0:
                 continue
             ends = [(low * shrink, best[1]) if end == 0 else (best[0], high * shrink) for shrink in shrinks]
-            best = min(ends, key=lambda pair: _squared_error(centres, counts, affine_range(*pair, format), format))
+            best = min(
+                ends, key=lambda ends: _squared_error(centres, counts, affine_range(ends[0], ends[1], format), format)
+            )
     return affine_range(*best, format)
 
 

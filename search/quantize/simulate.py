@@ -113,12 +113,14 @@ class QuantizedModel:
             self._owners[name][0].register_forward_pre_hook(self._watch(name), with_kwargs=True) for name in self._seen
         ]
         count = 0
-        with exact_inference():
-            for inputs in batches:
-                call(self.model, inputs)
-                count += 1
-        for handle in watching:
-            handle.remove()
+        try:
+            with exact_inference():
+                for inputs in batches:
+                    call(self.model, inputs)
+                    count += 1
+        finally:
+            for handle in watching:
+                handle.remove()
         if not count:
             raise DataError("the calibration split is empty; ranges need at least one batch")
 
@@ -149,8 +151,10 @@ class QuantizedModel:
         """
         key = (layer, format)
         if key not in self.ranges.inputs:
-            if layer not in self._seen:
-                raise DataError(f"no range is known for the {format} input of layer {layer}; calibrate first")
+            if layer not in self._seen or not self._seen[layer].counts.any():
+                raise DataError(
+                    f"no range is known for the {format} input of layer {layer}: no calibration batch reached it"
+                )
             self.ranges.inputs[key] = input_range(self._seen[layer], format, self.settings.input_range)
         return self.ranges.inputs[key]
 

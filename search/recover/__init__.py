@@ -40,8 +40,8 @@ def repair(
     """
     altered: dict[str, Tensor] = {}
     for name in names:
-        parameters = dict(evaluator.simulated.model.named_parameters())
         changed = REPAIRS[name](evaluator, policy)
+        parameters = dict(evaluator.simulated.apply({}).named_parameters())
         original = {key: parameters[key].detach().clone() for key in changed}
         evaluator.simulated.alter(changed)
         after = evaluator.measure(policy, "selection")

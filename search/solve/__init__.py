@@ -1,0 +1,1 @@
+"""Solvers of selection problems: pure functions on arrays."""

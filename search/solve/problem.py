@@ -12,6 +12,10 @@ Column = tuple[np.ndarray, ...]
 """One number for every choice of every unit: per unit an array of shape `(choices of the unit,)`."""
 
 
+Choices = tuple[int, ...]
+"""A selection: the index of the choice each unit takes."""
+
+
 @dataclass(frozen=True)
 class Link:
     """Units that must pick choices of the same label.
@@ -56,7 +60,7 @@ class Solution:
         optimal: Whether no other feasible selection is better, to the accuracy of floating-point sums.
     """
 
-    choices: tuple[int, ...]
+    choices: Choices
     score: float
     costs: dict[str, float]
     optimal: bool
@@ -93,8 +97,7 @@ class Problem:
             if given != sizes:
                 raise ValueError(f"cost {name} has {given} numbers per unit, but scores has {sizes}")
         for link in self.links:
-            given = dict(zip(link.units, map(len, link.labels), strict=True))
-            for unit, count in given.items():
+            for unit, count in zip(link.units, map(len, link.labels), strict=True):
                 if not 0 <= unit < len(sizes):
                     raise ValueError(f"a link names unit {unit}, but there are {len(sizes)} units")
                 if count != sizes[unit]:

@@ -97,8 +97,8 @@ class Solver(Strategy):
         drops: list[float] = []
         tried: set[Policy] = set()
         solved: set[float] = set()
-        ends = [solution for solution in sweep(problem, objective.primary_cost, 5) if solution]
-        allowed = [solution.score for solution in ends]
+        ends = [*sweep(problem, objective.primary_cost, 5), solve(problem, limits)]
+        allowed = [solution.score for solution in ends if solution]
         while allowed:
             solution = solve(problem, limits, minimise=objective.primary_cost, max_score=allowed.pop())
             policy = solution_policy(objective.space, solution) if solution else None

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class FashionMNIST(Classification):
             ConfigError: If `model` is unknown or `calibration_samples` is out of range.
         """
         if model not in NETWORKS:
-            raise ConfigError(f"task.model={model} is unknown{closest(model, NETWORKS)}; allowed: {', '.join(NETWORKS)}")
+            raise ConfigError(
+                f"task.model={model} is unknown{closest(model, NETWORKS)}; allowed: {', '.join(NETWORKS)}"
+            )
         if not 10 <= calibration_samples < 60_000:
             raise ConfigError(f"task.calibration_samples={calibration_samples} must be from 10 to 59999")
         self.name = f"fashion_mnist_{model}"
@@ -100,7 +103,7 @@ def read_idx(root: Path, name: str) -> Tensor:
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; fetch it again") from error
     zeros, kind, rank = struct.unpack(">HBB", raw[:4]) if len(raw) >= 4 else (1, 0, 0)
     header = 4 + 4 * rank

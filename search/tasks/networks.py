@@ -43,7 +43,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.relu(self.bn(self.conv(x))))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 class InvertedResidual(nn.Module):
@@ -58,7 +59,8 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.adds else self.body(x)
+        out: Tensor = self.body(x)
+        return x + out if self.adds else out
 
 
 class MobileNetV2(nn.Module):
@@ -79,7 +81,8 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(head, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def digits_net() -> ResNet:

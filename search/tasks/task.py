@@ -94,8 +94,9 @@ def main_output(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-    if isinstance(named.get("logits"), Tensor):
-        return named["logits"]
+    logits = named.get("logits")
+    if isinstance(logits, Tensor):
+        return logits
     found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
     if len(found) == 1:
         return found[0]

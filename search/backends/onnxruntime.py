@@ -15,19 +15,11 @@ import torch
 from torch import Tensor
 
 from hwmodels import Precision
+from search.backends.base import Backend, ExportReport, Fidelity, LayerExport, Verification
+from search.backends.onnx_capture import call_arguments, capture, layers_in
+from search.backends.onnx_quantize import PLAN_KEY, input_storage, quantized, save, weight_storage
+from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
 from search.errors import DataError, UnsupportedError
-from search.export.base import Backend, ExportReport, Fidelity, LayerExport, Verification
-from search.export.onnx_graph import (
-    PLAN_KEY,
-    call_arguments,
-    capture,
-    input_storage,
-    layers_in,
-    quantized,
-    save,
-    weight_storage,
-)
-from search.export.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
 from search.plan import Plan
 from search.policy import Policy
 from search.tasks.task import Task, tensors_in
@@ -126,7 +118,10 @@ def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> La
     weight, input_ = precision.weight, precision.input
     notes = []
     if not weight.is_float and weight != weight_storage(weight):
-        notes.append(f"{weight} codes are stored as {weight_storage(weight)}")
+        shift = 2 ** (weight_storage(weight).bits - weight.bits)
+        notes.append(
+            f"{weight} codes are stored as {weight_storage(weight)}, times {shift}, and the scales over {shift}"
+        )
     if not input_.is_float and input_ != input_storage(input_):
         notes.append(f"{input_} codes are clipped to [{input_.lowest}, {input_.highest}] in {input_storage(input_)}")
     compute = "/".join(sorted({"int8" if node.op_type in INTEGER_OPERATIONS else "fp32" for node in nodes}))
@@ -160,6 +155,7 @@ def optimized_graph(file: Path) -> Any:
     """
     import onnx
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / MODEL
@@ -169,7 +165,7 @@ def optimized_graph(file: Path) -> Any:
         options.log_severity_level = 3
         try:
             onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+        except (errors.Fail, errors.InvalidGraph, errors.NotImplemented, errors.RuntimeException) as error:
             raise UnsupportedError(f"onnxruntime does not load {file}: {error}") from error
         return onnx.load(optimized).graph
 
@@ -181,4 +177,6 @@ def _check(plan: Plan, file: Path) -> None:
         raise DataError(f"no {file}; write it first with `bitplan export PLAN --to onnxruntime --out {file.parent}`")
     made_from = next((prop.value for prop in onnx.load(file).metadata_props if prop.key == PLAN_KEY), "")
     if made_from != plan.digest:
-        raise DataError(f"{file} was exported from plan {made_from or 'unknown'}, not from {plan.digest}; export it again")
+        raise DataError(
+            f"{file} was exported from plan {made_from or 'unknown'}, not from {plan.digest}; export it again"
+        )

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hwmodels import Precision
+from search.backends.base import Latency, LayerExport, Verification
 from search.errors import UnsupportedError
-from search.export.base import Latency, LayerExport, Verification
 from search.plan import Plan
 from search.policy import Policy
 from search.quantize.simulate import QuantizedModel, exact_inference
@@ -47,7 +47,7 @@ class Recorder(nn.Module):
 
 
 class Player(nn.Module):
-    """Stands in for a model and returns, call by call, the tensors an artifact returned, nested as the model nests them."""
+    """Stands in for a model and returns, call by call, what an artifact returned, nested as the model nests it."""
 
     def __init__(self, recorded: Sequence[Any], returned: Sequence[Sequence[Tensor]]) -> None:
         super().__init__()
@@ -57,7 +57,9 @@ class Player(nn.Module):
         like, tensors = next(self.calls)
         leaves, structure = pytree.tree_flatten(like)
         if sum(isinstance(leaf, Tensor) for leaf in leaves) != len(tensors):
-            raise UnsupportedError(f"the artifact returns {len(tensors)} tensors where the model nests others: {structure}")
+            raise UnsupportedError(
+                f"the artifact returns {len(tensors)} tensors where the model nests others: {structure}"
+            )
         given = iter(tensors)
         return pytree.tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
@@ -137,10 +139,9 @@ def compare(
         layers: What became of each layer.
         backend: Name of the backend.
     """
+    pairs = list(zip(outputs, recording.outputs, strict=True))
     scores = torch.cat([task.score(found, batch) for found, batch in zip(outputs, recording.batches, strict=True)])
-    agreeing = torch.cat(
-        [(found.argmax(-1) == expected.argmax(-1)).flatten() for found, expected in zip(outputs, recording.outputs, strict=True)]
-    )
+    agreeing = torch.cat([(found.argmax(-1) == expected.argmax(-1)).flatten() for found, expected in pairs])
     promise, ends = plan.quality, (plan.quality.drop_low, plan.quality.drop_high)
     sign = -1 if promise.higher_is_better else 1
     reach = sorted(promise.float_value + sign * end for end in ends if end is not None)
@@ -152,9 +153,7 @@ def compare(
         promised_high=reach[-1] if reach else None,
         samples=len(scores),
         agreement=float(agreeing.double().mean()),
-        largest_difference=max(
-            float((found - expected).abs().max()) for found, expected in zip(outputs, recording.outputs, strict=True)
-        ),
+        largest_difference=max(float((found - expected).abs().max()) for found, expected in pairs),
         bytes_on_disk=sum(path.stat().st_size for path in files),
         planned_bytes=sum(layer.weight_bytes for layer in plan.layers),
         latencies=latencies(seconds),

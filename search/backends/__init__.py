@@ -1,8 +1,4 @@
-"""Backends: what carries a plan into the runtime that executes it.
-
-    report = backend("onnxruntime").export(plan, task, Path("out"))
-    verification = backend("onnxruntime").verify(plan, task, Path("out"))
-"""
+"""Backends: what carries a plan into the runtime that executes it."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from search.errors import ConfigError, UnsupportedError, closest
 
 if TYPE_CHECKING:
-    from search.export.base import Backend
+    from search.backends.base import Backend
 
 __all__ = ["BACKENDS", "backend"]
 
@@ -27,8 +23,8 @@ class Entry(NamedTuple):
 
 
 BACKENDS: dict[str, Entry] = {
-    "onnxruntime": Entry("search.export.onnxruntime", "OnnxRuntime", ("onnx", "onnxscript", "onnxruntime")),
-    "torchao": Entry("search.export.torchao", "TorchAO", ("torchao",)),
+    "onnxruntime": Entry("search.backends.onnxruntime", "OnnxRuntime", ("onnx", "onnxscript", "onnxruntime")),
+    "torchao": Entry("search.backends.torchao", "TorchAO", ("torchao",)),
 }
 
 

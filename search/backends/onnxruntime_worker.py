@@ -1,9 +1,9 @@
 """Runs ONNX files in a process of its own, which needs onnxruntime and numpy but neither torch nor this package.
 
-Usage: `python -P onnxruntime_worker.py FOLDER`. In the folder, `job.json` names the models, `inputs.npz` holds the tensors
-of every call as `call/position`, those of one sample as `single/position`. The first model's results go to `outputs.npz`,
-named likewise, and the seconds of every timed run of every model to `seconds.json`. (-P keeps this file's neighbours from
-being taken for the packages they are named after.)
+Usage: `python -P onnxruntime_worker.py FOLDER`. In the folder, `job.json` names the models, and `inputs.npz` holds the
+tensors of every call as `call/position`, those of one sample as `single/position`. The first model's results go to
+`outputs.npz`, named likewise, and the seconds of every timed run of every model to `seconds.json`. (-P keeps this
+file's neighbours from being taken for the packages they are named after.)
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hwmodels import Precision
+from search.errors import UnsupportedError
 from search.plan import Plan
 from search.tasks.task import Task
 
@@ -42,6 +44,23 @@ class ExportReport:
     backend: str
     files: tuple[Path, ...]
     layers: tuple[LayerExport, ...]
+
+    def require_faithful(self) -> None:
+        """Raises UnsupportedError, naming the layers, where the backend alters a tensor the plan quantizes or leaves it float."""
+        faults = []
+        for layer in self.layers:
+            planned = Precision.parse(layer.precision)
+            for side, format, became in (
+                ("weight", planned.weight, layer.weight),
+                ("input", planned.input, layer.input),
+            ):
+                if became == "altered" or (became == "float" and not format.is_float):
+                    faults.append(f"{side} of {layer.name} ({format}) is {became}")
+        if faults:
+            raise UnsupportedError(
+                f"{self.backend} does not keep the plan: {'; '.join(faults)}. Export without --strict to accept that, or "
+                "search again in a space the backend can express"
+            )
 
 
 @dataclass(frozen=True)
