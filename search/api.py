@@ -115,7 +115,7 @@ def export(plan: Plan, to: str, model: nn.Module | Task, out: str | Path, exampl
 
 
 def verify(plan: Plan, backend_name: str, task: Task, out: str | Path) -> Verification:
-    """Runs what `export` wrote to `out` over the task's report split, in a fresh process, beside what the plan promises."""
+    """Runs what `export` wrote to `out` over the task's report split in a fresh process, beside the plan's promise."""
     plan.check(task.model)
     return backend(backend_name).verify(plan, task, Path(out))
 

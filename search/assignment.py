@@ -19,8 +19,8 @@ from search.space import SearchSpace
 def assignment_problem(pricing: Pricing, sensitivity: SensitivityTable | None = None) -> Problem:
     """Builds the multiple-choice problem: one variable per unit and precision.
 
-    A choice's score is its weight score plus its input score; the input score of a tensor that several units read counts
-    once, with the first of them. Units that share an input format are linked. Costs leave out `pricing.fixed`.
+    A choice's score is its weight score plus its input score; the input score of a tensor that several units read
+    counts once, with the first of them. Units that share an input format are linked. Costs leave out `pricing.fixed`.
 
     Args:
         pricing: The space and its prices.
@@ -87,7 +87,7 @@ def check_feasible(pricing: Pricing, limits: Mapping[str, float], unrestricted: 
     if solve(problem, free) is None:
         reached = ", ".join(f"{name} {lowest:.6g} (limit {limits[name]:.6g})" for name, lowest in reachable.items())
         raise InfeasibleError(
-            f"no policy of this space keeps all limits at once, though each alone could be kept; least reachable: {reached}. "
+            f"no policy of this space keeps all limits at once, though each alone can be; least reachable: {reached}. "
             "Relax one of them or add lower formats to space.weight and space.input"
         )
 

@@ -83,7 +83,7 @@ class Budget:
             cost = RATIOS.get(name, name)
             if reference[cost] != reference[cost]:
                 raise ConfigError(
-                    f"budget.{name} needs a hardware model that knows {cost}, and this one does not; choose hardware=zen5"
+                    f"budget.{name} needs a hardware model that knows {cost}; this one does not: choose hardware=zen5"
                 )
             limit = limit * reference[cost] if name in RATIOS else limit
             limits[cost] = min(limit, limits.get(cost, limit))

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 COMMANDS = ("search", "export", "verify", "report", "sync", "hardware")
 DESCRIPTION = "Finds how many bits every layer of a network deserves, and writes the plan for real backends."
-SEARCH_HELP = """search a plan: bitplan search [group=option ...] [key=value ...] [-m] [--cfg job]; settings are Hydra overrides, such as
-task=fashion_mnist budget.size_ratio=0.1 strategy=tpe"""
+SEARCH_HELP = (
+    "search a plan: bitplan search [group=option ...] [key=value ...] [-m] [--cfg job]; settings are Hydra overrides, "
+    "such as task=fashion_mnist budget.size_ratio=0.1 strategy=tpe"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -224,4 +224,4 @@ def _known_keys() -> list[str]:
         return keys
 
     composed = OmegaConf.to_container(compose(), resolve=False)
-    return walk(typing.cast(Mapping[str, Any], composed), "") + ["experiment", "task.model", "task.root"]
+    return [*walk(typing.cast(Mapping[str, Any], composed), ""), "experiment", "task.model", "task.root"]

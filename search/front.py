@@ -109,7 +109,7 @@ def front_table(rows: Sequence[tuple[Member, Quality]], objective: Objective, bu
 def verdict(
     costs: Mapping[str, float], quality: Quality, limits: Mapping[str, float], quality_drop: float | None
 ) -> Verdict:
-    """Says whether a budget is kept: costs are compared with their limits, the drop's whole 95% interval with its own.
+    """Says whether a budget is kept: costs are held against limits, the drop's whole 95% interval against its own.
 
     `undecided` means that the interval reaches to both sides of the limit, or that there is no interval.
     """

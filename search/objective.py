@@ -18,7 +18,7 @@ from search.quality.sensitivity import SensitivityTable
 from search.trials import State, Trial, TrialLog
 
 PROPOSALS_PER_EVALUATION = 50
-"""Infeasible policies cost no evaluation; this many of them for each evaluation end a search that finds nothing else."""
+"""Infeasible policies cost no evaluation; this many proposals for each evaluation end a search that finds no others."""
 
 
 class Allowance(Protocol):
@@ -35,9 +35,9 @@ class SpentError(Exception):
 class Objective:
     """Calls measure a policy on the selection split and return its trial.
 
-    A policy over budget is logged as `infeasible` with its cost and not measured. Every call for a measured policy spends
-    one evaluation and the seconds the measurement took, whether it is measured now or known from the log, so that
-    resuming replays a strategy from its seed and stops where the undisturbed run would have.
+    A policy over budget is logged as `infeasible` with its cost and not measured. Every call for a measured policy
+    spends one evaluation and the seconds the measurement took, whether it is measured now or known from the log, so
+    that resuming replays a strategy from its seed and stops where the undisturbed run would have.
 
     Attributes:
         pricing: Prices policies.

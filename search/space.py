@@ -157,8 +157,8 @@ def build_space(
         network: The network whose layers are decided about.
         weight: Names of the weight formats each layer may take.
         input: Names of the input formats each tensor may take; weight-only layers keep float inputs.
-        pins: Layer name, glob pattern, `first` or `last` to the precision that is fixed: `int8` fixes the weight format,
-            `int8/uint8` the input format too.
+        pins: Layer name, glob pattern, `first` or `last`, to the precision that is fixed: `int8` fixes the weight
+            format, `int8/uint8` the input format too.
         ties: Lists of layer names or glob patterns; the layers each list matches get the same precision.
 
     Raises:
@@ -232,7 +232,7 @@ def _pins(network: Network, pins: Mapping[str, str]) -> tuple[dict[str, Format],
                 continue
             if not network[layer].quantizes_input and precision.input != FLOAT:
                 raise ConfigError(
-                    f"{key}={name}: layer {layer} is weight-only, its input stays in float; pin it to {precision.weight}"
+                    f"{key}={name}: {layer} is weight-only, its input stays in float; pin it to {precision.weight}"
                 )
             if input_.setdefault(layer, precision.input) != precision.input:
                 raise ConfigError(

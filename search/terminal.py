@@ -94,7 +94,8 @@ def print_result(result: Result, console: Console) -> None:
     style = VERDICT_STYLE[plan.budget.verdict]
     quality = plan.quality
     console.print(
-        f"Budget ({limits}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: {quality.metric} {quality.value:.4f} "
+        f"Budget ({limits}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: "
+        f"{quality.metric} {quality.value:.4f} "
         f"(float {quality.float_value:.4f}, drop {interval(quality.drop, quality.drop_low, quality.drop_high)}) at "
         f"{plan.average_weight_bits:.2f} bits per weight, {size(plan.cost['weight_bytes'].value or 0)}",
         highlight=False,

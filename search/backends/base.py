@@ -46,7 +46,7 @@ class ExportReport:
     layers: tuple[LayerExport, ...]
 
     def require_faithful(self) -> None:
-        """Raises UnsupportedError, naming the layers, where the backend alters a tensor the plan quantizes or leaves it float."""
+        """Raises UnsupportedError, naming the layers, where a tensor the plan quantizes is altered or left in float."""
         faults = []
         for layer in self.layers:
             planned = Precision.parse(layer.precision)
@@ -58,8 +58,8 @@ class ExportReport:
                     faults.append(f"{side} of {layer.name} ({format}) is {became}")
         if faults:
             raise UnsupportedError(
-                f"{self.backend} does not keep the plan: {'; '.join(faults)}. Export without --strict to accept that, or "
-                "search again in a space the backend can express"
+                f"{self.backend} does not keep the plan: {'; '.join(faults)}. Export without --strict to accept that, "
+                "or search again in a space the backend can express"
             )
 
 

@@ -74,7 +74,8 @@ def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 
             found = task.score(task.outputs(model, batch), batch)
             if found.dim() != 1:
                 raise DataError(
-                    f"{type(task).__name__}.score returned shape {tuple(found.shape)}; it must return one value per sample"
+                    f"{type(task).__name__}.score returned shape {tuple(found.shape)}; "
+                    "it must return one value per sample"
                 )
             scores.append(found.double().cpu().numpy())
     return np.concatenate(scores)

@@ -1,8 +1,8 @@
 """Sensitivity: how far a single choice moves the network's outputs, everything else in float.
 
 The score is the mean divergence from the float outputs over the calibration split, for logits the Kullback-Leibler
-divergence in nats. Weight formats and input formats are scored apart, so a layer costs |W| + |A| forward passes over the
-split, and a policy's predicted loss is the sum over its choices.
+divergence in nats. Weight formats and input formats are scored apart, so a layer costs |W| + |A| forward passes over
+the split, and a policy's predicted loss is the sum over its choices.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class QuantizedModel:
                 self._quantized = {key: codes for key, codes in self._quantized.items() if key[0] != layer}
 
     def apply(self, policy: Mapping[str, Precision]) -> nn.Module:
-        """Gives every layer its precision, layers the policy does not name float; returns the same module every time."""
+        """Gives every layer its precision, float where the policy names none; returns the same module every time."""
         for name in self.network.names:
             precision = policy.get(name, Precision())
             owner, parameter = self._owners[name]

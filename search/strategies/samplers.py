@@ -37,8 +37,8 @@ def lower_until_feasible(space: SearchSpace, objective: Objective, policy: Polic
 class Tpe(Strategy):
     """Optuna's tree-structured Parzen estimator over the ordered formats of every open decision, under constraints.
 
-    Every decision is an integer, the index of its format from few bits to many, so that the sampler knows their order; the
-    limits are constraints. Uniform policies are tried first.
+    Every decision is an integer, the index of its format from few bits to many, so that the sampler knows their order;
+    the limits are constraints. Uniform policies are tried first.
     """
 
     name = "tpe"

@@ -1,4 +1,4 @@
-"""The exact solver as a strategy: solve on predicted losses, measure around the optimum, improve on what was measured."""
+"""The exact solver as a strategy: solve on predicted losses, measure around the optimum, improve on that."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from search.trials import Trial
 class Solver(Strategy):
     """Exact multiple-choice integer programming on single-choice sensitivities, then true measurements.
 
-    It measures the optimum at the budget, the next-best solutions there, and optima at smaller budgets for the front; what
-    is left of the evaluations goes to the neighbours of the best policy measured, likeliest first. Where the budget
-    limits the quality drop instead, it looks for the least cost: measured drops calibrate the predicted losses through a
-    monotone map, which says up to which loss to solve next.
+    It measures the optimum at the budget, the next-best solutions there, and optima at smaller budgets for the front;
+    what is left of the evaluations goes to the neighbours of the best policy measured, likeliest first. Where the
+    budget limits the quality drop instead, it looks for the least cost: measured drops calibrate the predicted losses
+    through a monotone map, which says up to which loss to solve next.
     """
 
     name = "solver"

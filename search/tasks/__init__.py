@@ -1,0 +1,1 @@
+"""What is quantized: the contract, the built-in tasks, and their training."""

@@ -35,8 +35,8 @@ class Classification(Task):
         """Returns the network with fresh weights."""
         raise NotImplementedError(f"{type(self).__name__} must implement network()")
 
-    @cached_property  # type: ignore[override]
-    def model(self) -> nn.Module:
+    @cached_property
+    def model(self) -> nn.Module:  # type: ignore[override]
         """The trained network, read from `checkpoint`, in evaluation mode."""
         if not self.checkpoint.is_file():
             raise DataError(
@@ -47,7 +47,7 @@ class Classification(Task):
         network.load_state_dict(load_file(self.checkpoint))
         return network.eval()
 
-    @cached_property  # type: ignore[override]
+    @cached_property
     def example_input(self) -> Tensor:
         """Two calibration images, so that nothing specialises to a batch of one."""
         return self.load("calibration")[0][:2]

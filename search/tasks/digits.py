@@ -14,7 +14,7 @@ SIZES = {"train": 897, "calibration": 200, "selection": 350, "report": 350}
 
 
 class Digits(Classification):
-    """The 1,797 images of `sklearn.datasets.load_digits`, stratified: 897 train, 200 calibration, 350 selection, 350 report."""
+    """The 1,797 images of `sklearn.datasets.load_digits`, stratified: 897 train, 200, 350 and 350."""
 
     name = "digits"
 

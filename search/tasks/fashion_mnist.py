@@ -24,7 +24,7 @@ PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530  # of the training images, scaled to [0, 
 
 
 class FashionMNIST(Classification):
-    """Top-1 accuracy on Fashion-MNIST; calibration from the training images, selection and report from the test images."""
+    """Top-1 accuracy on Fashion-MNIST; calibration from the training images, the other splits from the test images."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ def read_idx(root: Path, name: str) -> Tensor:
         raise DataError(
             f"Fashion-MNIST is not in {root}: neither {name} nor {name}.gz is there. Install it with "
             f"`apt-get install dataset-fashion-mnist`, or download the four IDX files from "
-            f"https://github.com/zalandoresearch/fashion-mnist and name their folder with task.root=DIR or ${ROOT_VARIABLE}"
+            f"https://github.com/zalandoresearch/fashion-mnist; name the folder with task.root=DIR or ${ROOT_VARIABLE}"
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -13,7 +13,7 @@ def conv_bn(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int
 
 
 class Residual(nn.Module):
-    """The basic block of He et al., 2016 (arXiv 1512.03385): two 3x3 convolutions and a shortcut, added before the ReLU."""
+    """The basic block of He et al., 2016 (arXiv 1512.03385): two 3x3 convolutions and a shortcut, added, then ReLU."""
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
         super().__init__()

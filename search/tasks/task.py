@@ -45,7 +45,7 @@ class Task(ABC):
         """Returns one value per sample, shape `(samples,)`; the metric is their mean."""
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """Returns what the metric reads, samples along the first axis. Default: the model called on the batch's inputs."""
+        """Returns what the metric reads, samples along the first axis; by default the model's main output."""
         return main_output(call(model, self.inputs(batch)))
 
     def inputs(self, batch: Any) -> Any:
