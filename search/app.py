@@ -12,10 +12,11 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from search.config import ExportSettings, TrackingSettings, config_dir, explain, make_job, plain, register
-from search.errors import ConfigError
+from search.errors import BitplanError, ConfigError
 from search.job import settings
 from search.rundir import RunDirectory
 from search.tracking import mirror
@@ -27,12 +28,23 @@ def search_command(overrides: Sequence[str]) -> None:
     Raises:
         BitplanError: If the configuration, the data or the budget cannot be used.
     """
+    refused: list[BitplanError] = []
+
+    def job(config: Any) -> float | None:
+        try:
+            return run_job(config)
+        except BitplanError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra then names the job that failed
+            refused.append(error)
+            return None
+
     register()
     sys.argv = ["bitplan search", *overrides]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and the message is ours
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name="config")(run_job)()
+        hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     finally:
@@ -40,6 +52,8 @@ def search_command(overrides: Sequence[str]) -> None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+    if refused:
+        raise refused[0]
 
 
 def run_job(config: Any) -> float:

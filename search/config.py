@@ -151,6 +151,11 @@ def make_job(config: Any, run_dir: Path) -> Job:
     Raises:
         ConfigError: If a value is out of range or a target cannot be built.
     """
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value; set it with {missing[0]}=VALUE")
     values = plain(config)
     known = [item.name for item in dataclasses.fields(Config)]
     for key in values:

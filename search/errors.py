@@ -29,5 +29,6 @@ class UnsupportedError(BitplanError):
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the known name nearest to `name`, or nothing where none is near."""
     by_case = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    begun = [candidate for candidate in by_case if len(name) > 2 and candidate.startswith(name.lower())]
+    found = begun or difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
     return f" (did you mean {by_case[found[0]]!r}?)" if found else ""

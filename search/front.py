@@ -121,7 +121,7 @@ def verdict(
 
 
 def rank_correlation(trials: Sequence[Trial]) -> float | None:
-    """Spearman's correlation between predicted loss and measured drop; None for fewer than five trials, or all alike."""
+    """Spearman's correlation of predicted loss and measured drop; None for fewer than five trials, or all alike."""
     from scipy.stats import spearmanr
 
     known = [t for t in trials if t.state == "complete" and t.metrics.get("predicted") is not None]

@@ -92,6 +92,7 @@ def test_fidelities_are_trials_of_their_own(bench: Bench, policies, tmp_path: Pa
     part, whole = objective(policies["int2/uint4"], 0.3), objective(policies["int2/uint4"])
     assert (part.metrics["samples"], whole.metrics["samples"]) == (40, 120)
     assert (part.number, whole.number) == (0, 1)
+    assert objective(policies["int2/uint4"], 0.3) is part
 
 
 def test_seconds_run_out(bench: Bench, policies, tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def test_solver_finds_a_cheap_policy_for_a_quality_drop(seed: int, allowed: floa
     every = every_policy(bench)
     trials, objective = run(bench, Solver(evaluations=60), tmp_path, {}, quality_drop=allowed)
     best = min(trials, key=objective.rank)
+    tried = {trial.digest for trial in trials}
+    for neighbour in bench.space.neighbours(best.policy):
+        cheaper = bench.pricing.costs(neighbour)["weight_bytes"] < best.cost["weight_bytes"]
+        assert not cheaper or neighbour.digest in tried, "it ends where no cheaper neighbour is left"
     within = sorted(cost for _, drop, cost in every if drop <= allowed)
     if within:
         assert best.drop <= allowed

@@ -202,7 +202,7 @@ def draw_front(info: FrontInfo) -> Figure:
         drawstyle="steps-post",
         marker="o",
         markersize=4.5,
-        linewidth=1.1,
+        linewidth=1.5,
     )[0]
     for points, colour in (
         (info.members, style.FRONT),
@@ -210,7 +210,7 @@ def draw_front(info: FrontInfo) -> Figure:
         ((info.winner,), style.WINNER),
     ):
         for p in points:
-            axis.vlines(p.cost, p.low, p.high, colors=colour, linewidth=1.1, alpha=0.75)
+            axis.vlines(p.cost, p.low, p.high, colors=colour, linewidth=0.9, alpha=0.6)
     entries["float and uniform"] = axis.scatter(
         [p.cost for p in info.baselines],
         [_inside(p.quality, info.view) for p in info.baselines],
@@ -226,9 +226,9 @@ def draw_front(info: FrontInfo) -> Figure:
         axis.annotate(
             _label(p, info.view),
             (p.cost, _inside(p.quality, info.view)),
-            (0, 8),
+            (7, 0),
             textcoords="offset points",
-            ha="center",
+            va="center",
             fontsize=style.SMALL,
             color=style.INK,
             path_effects=halo,
@@ -253,6 +253,7 @@ def draw_front(info: FrontInfo) -> Figure:
         axis.xaxis.set_major_locator(FixedLocator(log_ticks(min(info.costs), max(info.costs))))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.margins(x=0.08)
     axis.set_ylim(info.view)
     axis.set_xlabel(info.labels[0], fontsize=style.NORMAL, color=style.INK)
     axis.set_ylabel(info.labels[1], fontsize=style.NORMAL, color=style.INK)
@@ -309,7 +310,7 @@ def plot_front(info: FrontInfo) -> go.Figure:
             mode="markers+text",
             y=[_inside(p.quality, info.view) for p in info.baselines],
             text=[html.escape(_label(p, info.view)).replace("\n", "<br>") for p in info.baselines],
-            textposition="top center",
+            textposition="middle right",
             textfont={"size": 11},
             cliponaxis=False,
         )

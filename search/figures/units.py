@@ -83,13 +83,14 @@ def interval(value: float, low: float | None, high: float | None, signed: bool =
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or powers of ten only where the range is wide.
+    """Ticks of a logarithmic axis: round numbers, the fewer to a power of ten the wider the range.
 
     Args:
         low: Smallest value, above 0.
         high: Largest value.
     """
+    width = math.log10(high / low)
+    steps = (1, 1.5, 2, 3, 5, 7) if width < 1.5 else (1, 2, 5) if width < 3 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if math.log10(high / low) < 3 else (1,)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    return [float(f"{tick:g}") for tick in ticks if low <= tick <= high]
+    ticks = [float(f"{step * 10.0**decade:g}") for decade in decades for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
