@@ -59,14 +59,13 @@ def search_command(overrides: Sequence[str]) -> None:
 def run_job(config: Any) -> float:
     """Runs one search as Hydra composed it; returns the winner's quality on the selection split, for sweepers."""
     from search.backends import backend
-    from search.cli import console
     from search.progress import BarProgress, LineProgress
     from search.report import write_report
     from search.run import search
-    from search.terminal import print_export, print_result
+    from search.terminal import make_console, print_export, print_result
 
     register()
-    job, values, terminal = make_job(config, Path(HydraConfig.get().runtime.output_dir)), plain(config), console()
+    job, values, terminal = make_job(config, Path(HydraConfig.get().runtime.output_dir)), plain(config), make_console()
     exporters = [backend(name) for name in settings(ExportSettings, values["export"], "export").backends]
     tracking = settings(TrackingSettings, values["tracking"], "tracking")
     progress = BarProgress(terminal, job.strategy.evaluations) if terminal.is_terminal else LineProgress(terminal)

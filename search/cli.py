@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         parsed = parser().parse_args(arguments)
         command: Callable[[argparse.Namespace, Console], None] = parsed.command
-        command(parsed, console())
+        from search.terminal import make_console
+
+        command(parsed, make_console())
     except BitplanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,14 +83,6 @@ def parser() -> argparse.ArgumentParser:
     hardware = commands.add_parser("hardware", help="list the devices costs can be predicted for")
     hardware.set_defaults(command=hardware_command)
     return top
-
-
-def console() -> Console:
-    """The terminal, wide enough for the tables where output goes to a file."""
-    from rich.console import Console
-
-    found = Console()
-    return found if found.is_terminal else Console(width=160)
 
 
 def task_of(plan: Plan, overrides: Sequence[str]) -> Task:

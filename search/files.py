@@ -40,31 +40,31 @@ def write_json(path: str | Path, value: Any) -> Path:
 class JsonLines:
     """An append-only log of JSON objects, one a line, flushed to disk line by line.
 
-    A line cut off by a kill is dropped when the log is opened again, so every object read back is whole.
+    A line cut off by a kill is not read, and dropped before the next one is added, so every object read back is whole.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._drop_torn_line()
-
-    def _drop_torn_line(self) -> None:
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end != len(whole):
-            os.truncate(self.path, end)
+        self._is_whole = False
 
     def append(self, value: dict[str, Any]) -> None:
         """Adds one object and waits until it is on disk."""
         line = json.dumps(value, allow_nan=False) + "\n"
+        if not self._is_whole:
+            self._drop_torn_line()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
+    def _drop_torn_line(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        self._is_whole = True
+
     def read(self) -> list[dict[str, Any]]:
-        """Returns every object, in the order they were added.
+        """Returns every whole object, in the order they were added.
 
         Raises:
             DataError: If a line is not a JSON object.
@@ -72,7 +72,7 @@ class JsonLines:
         if not self.path.exists():
             return []
         rows = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n")[:-1], 1):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:

@@ -13,7 +13,8 @@ from search.errors import DataError
 from search.figures import style
 from search.figures.bits import allocation_info, draw_allocation, draw_members, members_info
 from search.figures.convergence import convergence_info, draw_convergence
-from search.figures.front import FrontInfo, draw_front, front_info, plot_front
+from search.figures.front import FrontInfo, draw_front, front_info
+from search.figures.interactive import plot_front
 from search.figures.layer_costs import draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import draw_sensitivity, sensitivity_info
 from search.figures.units import COST_NAMES, NONE, interval, quantity, significant
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-PIXELS_PER_INCH = 80  # of figures on the page
 LOW_CORRELATION = 0.5
 LIMIT_COSTS = {
     "size_ratio": "size",
@@ -60,12 +60,11 @@ def write_report(run: RunDirectory) -> Path:
     """
     from jinja2 import Environment, StrictUndefined
 
-    plan, front, costs = run.plan(), run.table("front.csv"), run.table("costs.parquet")
-    if plan is None or front is None or costs is None:
+    about, plan, front, costs = run.info(), run.plan(), run.table("front.csv"), run.table("costs.parquet")
+    if plan is None or front is None or costs is None or "limits" not in about:
         raise DataError(
             f"{run.path} holds no finished search to report on; repeat its command with run_dir={run.path} to finish it"
         )
-    about = run.info()
     best = front_info(front, run.trials(), about)
     pictures = {}
     for name, figure in _figures(run, plan, front, costs, best):
@@ -73,7 +72,7 @@ def write_report(run: RunDirectory) -> Path:
         with replacing(run.file(f"figures/{name}.png")) as aside:
             aside.write_bytes(image)
         source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-        pictures[name] = Picture(source, round(figure.get_figwidth() * PIXELS_PER_INCH))
+        pictures[name] = Picture(source, round(figure.get_figwidth() * style.PIXELS_PER_INCH))
 
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,6 +87,9 @@ def write_report(run: RunDirectory) -> Path:
         notes=notes(about, plan),
         winner=winner_rows(plan),
         budget=budget_text(plan),
+        drop=_drop(plan.quality, 4),
+        size=quantity("weight_bytes", plan.cost["weight_bytes"].value),
+        cost=COST_NAMES[best.cost],
         members=front_rows(front),
         roles=list(front["role"]),
         layers=layer_rows(plan, run.layers(), costs),
@@ -134,7 +136,9 @@ def budget_text(plan: Plan) -> str:
     def limit(name: str, value: float) -> str:
         if name in LIMIT_COSTS:
             return f"{LIMIT_COSTS[name]} at most {value:g} of {plan.budget.reference}"
-        return f"{COST_NAMES.get(name, 'drop of quality')} at most {quantity(name, value) if name in COST_NAMES else f'{value:g}'}"
+        if name in COST_NAMES:
+            return f"{COST_NAMES[name]} at most {quantity(name, value)}"
+        return f"drop of quality at most {value:g}"
 
     return ", ".join(limit(name, value) for name, value in plan.budget.limits.items()) or "no limit"
 
@@ -151,12 +155,12 @@ def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
     correlation = about["rank_correlation"]
     if correlation is not None and correlation < LOW_CORRELATION:
         found.append(
-            f"Predicted losses rank policies poorly (Spearman's correlation with measured drops is {correlation:.2f}, low): "
-            "trust the measurements, not the prediction."
+            f"The rank correlation of predicted losses with measured drops is low ({correlation:.2f}). "
+            "Trust the measurements, not the prediction."
         )
     if plan.recover:
         found.append(
-            f"The winner was repaired ({', '.join(plan.recover)}): its table counts the repair, the front shows it before."
+            f"The winner was repaired ({', '.join(plan.recover)}): its table counts that, the front shows it before."
         )
     return found
 
@@ -185,8 +189,8 @@ def winner_rows(plan: Plan) -> Rows:
     return rows
 
 
-def _drop(quality: MeasuredQuality) -> str:
-    return interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
+def _drop(quality: MeasuredQuality, decimals: int = 6) -> str:
+    return interval(quality.drop, quality.drop_low, quality.drop_high, signed=True, decimals=decimals)
 
 
 def front_rows(front: pd.DataFrame) -> Rows:
@@ -194,11 +198,10 @@ def front_rows(front: pd.DataFrame) -> Rows:
     return [
         [
             row["name"],
+            row["verdict"],
             row["digest"],
             f"{row['quality']:.4f}",
             NONE if row["role"] == "float" else interval(row["drop"], row["drop_low"], row["drop_high"], signed=True),
-            significant(row["selection_quality"], 4),
-            significant(row["predicted_loss"]),
             f"{row['average_weight_bits']:.2f}",
             f"{row['effective_bits']:.2f}",
             f"{row['weight_bytes']:,.0f}",
@@ -207,7 +210,8 @@ def front_rows(front: pd.DataFrame) -> Rows:
             quantity("energy_j", row["energy_j"]),
             quantity("activation_bytes", row["activation_bytes"]),
             quantity("bit_ops", row["bit_ops"]),
-            row["verdict"],
+            significant(row["selection_quality"], 4),
+            significant(row["predicted_loss"]),
         ]
         for row in front.to_dict("records")
     ]

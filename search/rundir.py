@@ -93,7 +93,7 @@ class RunDirectory:
         for key in [*earlier, *(key for key in given if key not in earlier)]:
             if key.split(".")[0] not in UNRELATED and earlier.get(key) != given.get(key):
                 raise ConfigError(
-                    f"{self.path} holds a run with {key}={earlier.get(key)}, and now it is {key}={given.get(key)}; "
+                    f"{self.path} holds a run with {key}={earlier.get(key)}, and now {key}={given.get(key)}; "
                     "choose another run_dir, or repeat the run's own settings to resume it"
                 )
         return True

@@ -23,6 +23,14 @@ UNITS = {
 }
 
 
+def make_console() -> Console:
+    """The terminal, or a page wide enough for the tables where output goes to a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
 def size(value: float) -> str:
     """Bytes in KiB or MiB."""
     return f"{value / 1024:.1f} KiB" if value < 1 << 20 else f"{value / (1 << 20):.2f} MiB"

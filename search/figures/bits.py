@@ -63,7 +63,9 @@ def allocation_info(plan: Plan, layers: Sequence[Mapping[str, Any]]) -> Allocati
 
 def draw_allocation(info: AllocationInfo) -> Figure:
     """Draws weight bits upward and input bits downward, coloured by the kind of layer."""
-    figure, (axis,) = style.panels(style.layers_width(len(info.layers)), [4.2])
+    figure, (axis,) = style.panels(
+        style.layers_width(len(info.layers)), [3.2], room=0.3 + style.names_room(info.layers)
+    )
     palette = style.colours(info.kinds, style.KIND_COLOURS)
     for formats, direction, strength in ((info.weights, 1, 1.0), (info.inputs, -1, 0.55)):
         heights = [direction * info.height(format) for format in formats]
@@ -75,6 +77,7 @@ def draw_allocation(info: AllocationInfo) -> Figure:
                 bar.set(hatch="////", edgecolor="white", linewidth=0)
             if len(info.layers) <= style.MOST_LABELS:
                 _number(axis, x, heights[x], "f" if format.is_float else str(format.bits))
+    axis.grid(visible=False)
     axis.axhline(0, color=style.INK, linewidth=0.8)
     top, bottom = (max(map(info.height, side)) for side in (info.weights, info.inputs))
     ticks = [bits for bits in (-16, -8, -6, -4, -2, 0, 2, 4, 6, 8, 16) if -bottom <= bits <= top]
@@ -139,8 +142,7 @@ def draw_members(info: MembersInfo) -> Figure:
     from matplotlib.patches import Rectangle
 
     width, rows = style.layers_width(len(info.layers)) + 1.2, len(info.members)
-    longest = max(map(len, style.short_names(info.layers)))
-    figure, (axis,) = style.panels(width, [0.9 + 0.21 * rows + 0.055 * longest])
+    figure, (axis,) = style.panels(width, [0.21 * rows], room=0.4 + style.names_room(info.layers))
     colours = [[style.bits_colour(format.bits) for format in row] for row in info.weights]
     axis.imshow(colours, aspect="auto", interpolation="nearest")
     if len(info.layers) <= style.MOST_LABELS:

@@ -56,7 +56,7 @@ def convergence_info(trials: Sequence[Trial], about: Mapping[str, Any], float_qu
         prices = [_price(trial, cost) if _counts(trial) and trial.drop <= allowed else math.nan for trial in spent]
         unit = unit_for(cost, prices)
         values = [price / unit.size for price in prices]
-        keep, label, reference = np.fmin, f"{axis_label(cost, unit)} within the allowed drop", None
+        keep, label, reference = np.fmin, f"{axis_label(cost, unit)}\nwithin the allowed drop", None
     return ConvergenceInfo(
         seconds=tuple(accumulate(trial.seconds for trial in spent)),
         values=tuple(values),
@@ -76,7 +76,9 @@ def _price(trial: Trial, cost: str) -> float:
 
 
 def draw_convergence(info: ConvergenceInfo) -> Figure:
-    """Draws the best so far over evaluations and over seconds, with every evaluation behind it."""
+    """Draws the best so far over evaluations and over seconds, with every evaluation near it."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = style.panels(8.0, [3.0], columns=2)
     axes[1].sharey(axes[0])
     axes[1].tick_params(labelleft=False)
@@ -91,7 +93,9 @@ def draw_convergence(info: ConvergenceInfo) -> Figure:
             entries["float"] = axis.axhline(info.reference, color=style.BASELINE, linewidth=1, linestyle="--")
         axis.set_xlabel(label, fontsize=style.NORMAL, color=style.INK)
         axis.set_xlim(left=0)
-    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if np.isfinite(info.best).any():
+        axes[0].set_ylim(style.near([*info.best, *([] if info.reference is None else [info.reference])], info.values))
     axes[0].set_ylabel(info.label, fontsize=style.NORMAL, color=style.INK)
     style.legend(figure, entries)
     return figure

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.figures import style
-from search.figures.units import COST_NAMES, Unit, axis_label, interval, log_ticks, quantity, unit_for
+from search.figures.units import Unit, axis_label, log_ticks, unit_for
 from search.trials import Trial
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
 
@@ -90,6 +88,14 @@ class FrontInfo:
         """How many trials lie outside the view."""
         return sum(not self.view[0] <= point.quality <= self.view[1] for point in (*self.members, *self.tried))
 
+    def height(self, point: Point) -> float:
+        """Where a point is drawn: at its quality, or at the edge of the view where that lies beyond."""
+        return min(max(point.quality, self.view[0]), self.view[1])
+
+    def label(self, point: Point) -> str:
+        """The name of a point, with its quality where it is not drawn there."""
+        return point.name if self.height(point) == point.quality else f"{point.name}\n({point.quality:.3g})"
+
     @property
     def labels(self) -> tuple[str, str]:
         """What the axes say."""
@@ -157,19 +163,11 @@ def front_info(front: pd.DataFrame, trials: Sequence[Trial], about: Mapping[str,
         infeasible=tuple(price / unit.size for price in over if price is not None),
         cost_limit=limits[cost] / unit.size if cost in limits else None,
         quality_limit=None if drop is None else float_quality - sign * drop,
-        view=_view(winner, float_quality, [*members, *baselines, *tried]),
+        view=style.near(
+            (winner.low, winner.high, winner.quality, float_quality),
+            (point.quality for point in (*members, *baselines, *tried)),
+        ),
     )
-
-
-def _view(winner: Point, float_quality: float, others: Iterable[Point]) -> tuple[float, float]:
-    """The range of quality shown: the winner, float, and what lies near them, so that failures do not squash it."""
-    ends = [end for end in (winner.low, winner.high, winner.quality, float_quality) if math.isfinite(end)]
-    low, high = min(ends), max(ends)
-    reach = 3 * (high - low) or 0.01 * abs(high) or 0.01
-    near = [p.quality for p in others if low - reach <= p.quality <= high + reach]
-    low, high = min([low, *near]), max([high, *near])
-    margin = 0.08 * (high - low) or reach
-    return low - margin, high + margin
 
 
 def draw_front(info: FrontInfo) -> Figure:
@@ -213,7 +211,7 @@ def draw_front(info: FrontInfo) -> Figure:
             axis.vlines(p.cost, p.low, p.high, colors=colour, linewidth=0.9, alpha=0.6)
     entries["float and uniform"] = axis.scatter(
         [p.cost for p in info.baselines],
-        [_inside(p.quality, info.view) for p in info.baselines],
+        [info.height(p) for p in info.baselines],
         s=85,
         c=style.BASELINE,
         marker="*",
@@ -224,8 +222,8 @@ def draw_front(info: FrontInfo) -> Figure:
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for p in info.baselines:
         axis.annotate(
-            _label(p, info.view),
-            (p.cost, _inside(p.quality, info.view)),
+            info.label(p),
+            (p.cost, info.height(p)),
             (7, 0),
             textcoords="offset points",
             va="center",
@@ -259,113 +257,3 @@ def draw_front(info: FrontInfo) -> Figure:
     axis.set_ylabel(info.labels[1], fontsize=style.NORMAL, color=style.INK)
     style.legend(figure, entries, columns=6)
     return figure
-
-
-def _inside(quality: float, view: tuple[float, float]) -> float:
-    return min(max(quality, view[0]), view[1])
-
-
-def _label(point: Point, view: tuple[float, float]) -> str:
-    """The name of a baseline, with its quality where it is drawn at the edge for lying beyond it."""
-    return point.name if view[0] <= point.quality <= view[1] else f"{point.name}\n({point.quality:.3g})"
-
-
-def plot_front(info: FrontInfo) -> go.Figure:
-    """Draws the front with plotly, to be explored with the pointer."""
-    import plotly.graph_objects as go
-
-    def trace(name: str, points: Sequence[Point], marker: dict[str, Any], **more: Any) -> go.Scatter:
-        usual = {
-            "x": [p.cost for p in points],
-            "y": [p.quality for p in points],
-            "mode": "markers",
-            "error_y": _error_bars(points),
-            "hovertext": [_hover(p, info) for p in points],
-            "hoverinfo": "text",
-        }
-        return go.Scatter(name=name, marker=marker, **usual | more)
-
-    low, high = info.view
-    figure = go.Figure()
-    if info.infeasible:
-        figure.add_scatter(
-            name="over budget, not measured",
-            x=info.infeasible,
-            y=[low + 0.02 * (high - low)] * len(info.infeasible),
-            mode="markers",
-            marker={"symbol": "x-thin", "size": 7, "line": {"color": style.INFEASIBLE, "width": 1}},
-            hovertemplate=f"over budget: %{{x:.4g}} {info.unit.symbol}<extra></extra>",
-        )
-    if info.tried:
-        figure.add_trace(
-            trace("other trials (selection split)", info.tried, {"color": style.TRIAL, "size": 6, "opacity": 0.45})
-        )
-    line = {"shape": "hv", "color": style.FRONT, "width": 1.5}
-    figure.add_trace(trace("front", info.members, {"color": style.FRONT, "size": 8}, mode="lines+markers", line=line))
-    figure.add_trace(
-        trace(
-            "float and uniform",
-            info.baselines,
-            {"color": style.BASELINE, "size": 13, "symbol": "star"},
-            mode="markers+text",
-            y=[_inside(p.quality, info.view) for p in info.baselines],
-            text=[html.escape(_label(p, info.view)).replace("\n", "<br>") for p in info.baselines],
-            textposition="middle right",
-            textfont={"size": 11},
-            cliponaxis=False,
-        )
-    )
-    figure.add_trace(
-        trace(
-            "winner",
-            [info.winner],
-            {"color": style.WINNER, "size": 12, "symbol": "diamond", "line": {"color": "white", "width": 1}},
-        )
-    )
-    dashes = {"mode": "lines", "line": {"color": style.INK, "width": 1.2, "dash": "dash"}, "hoverinfo": "skip"}
-    if info.cost_limit is not None:
-        figure.add_scatter(name="budget", x=[info.cost_limit] * 2, y=[low, high], **dashes)
-    if info.quality_limit is not None:
-        figure.add_scatter(name="budget", x=[min(info.costs), max(info.costs)], y=[info.quality_limit] * 2, **dashes)
-    across, up = info.labels
-    grid = {"gridcolor": style.GRID, "zeroline": False, "showline": True, "linecolor": style.TRIAL, "ticks": "outside"}
-    figure.update_layout(
-        template="none",
-        xaxis=grid | {"title": across, "showgrid": False},
-        yaxis=grid | {"title": up, "range": info.view},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": style.INK},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 70, "r": 20, "t": 50, "b": 55},
-        height=520,
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        hoverlabel={"align": "left"},
-    )
-    if info.is_log:
-        ticks = log_ticks(min(info.costs), max(info.costs))
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    return figure
-
-
-def _error_bars(points: Sequence[Point]) -> dict[str, Any]:
-    def lengths(length: Callable[[Point], float]) -> list[float]:
-        return [length(p) if math.isfinite(p.low) else 0.0 for p in points]
-
-    return {
-        "array": lengths(lambda p: p.high - p.quality),
-        "arrayminus": lengths(lambda p: p.quality - p.low),
-        "thickness": 1.2,
-        "width": 3,
-    }
-
-
-def _hover(point: Point, info: FrontInfo) -> str:
-    lines = [
-        f"<b>{html.escape(point.name)}</b> {html.escape(point.digest)}",
-        f"{html.escape(info.metric)} {interval(point.quality, point.low, point.high)}",
-        f"{point.bits:.2f} bits per weight on average",
-        f"{quantity('weight_bytes', point.weight_bytes, 4)} stored",
-    ]
-    if info.cost not in ("weight_bytes", "average_weight_bits"):
-        lines.append(f"{COST_NAMES[info.cost]} {quantity(info.cost, point.cost * info.unit.size, 4)}")
-    return "<br>".join(lines)

@@ -64,12 +64,10 @@ def draw_layer_costs(info: LayerCostsInfo) -> Figure:
     """Draws a panel of bars per cost, coloured by compute type, hatched where memory is the bound."""
     from matplotlib.patches import Patch
 
-    longest = max(map(len, style.short_names(info.layers)))
-    heights = [1.35] * len(info.shares)
-    heights[-1] += 0.2 + 0.055 * longest
-    figure, axes = style.panels(style.layers_width(len(info.layers) + 1), heights)
+    width, room = style.layers_width(len(info.layers) + 1), 0.4 + style.names_room(info.layers)
+    figure, axes = style.panels(width, [1.3] * len(info.shares), room=room)
     palette = style.colours(info.compute, style.COMPUTE_COLOURS)
-    fills = [*(palette[compute] for compute in info.compute), style.GRID]
+    fills = [*(palette[compute] for compute in info.compute), style.REST]
     for axis, (cost, shares) in zip(axes, info.shares.items(), strict=True):
         bars = axis.bar(range(len(shares)), shares, 0.8, color=fills)
         for bar, bound in zip(bars, info.bound, strict=False):
@@ -78,12 +76,12 @@ def draw_layer_costs(info: LayerCostsInfo) -> Figure:
         label = f"{COST_NAMES[cost]}\n% of {quantity(cost, info.totals[cost])}"
         axis.set_ylabel(label, fontsize=style.NORMAL, color=style.INK)
         axis.margins(y=0.12)
-        style.name_columns(axis, [*info.layers, OTHER])
+        style.name_columns(axis, info.layers, [OTHER])
         if axis is not axes[-1]:
             axis.tick_params(axis="x", labelbottom=False)
     entries = style.swatches(palette) if any(info.compute) else {}
     if "memory" in info.bound:
         entries["memory bound"] = Patch(facecolor=style.TRIAL, hatch="/////", edgecolor="white", linewidth=0)
-    entries["not in layers"] = Patch(color=style.GRID)
+    entries["not in layers"] = Patch(color=style.REST)
     style.legend(figure, entries)
     return figure

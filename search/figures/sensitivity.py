@@ -91,12 +91,14 @@ def draw_sensitivity(info: SensitivityInfo) -> Figure:
     from matplotlib.patches import Rectangle
 
     count = max(len(panel.decisions) for panel in info.panels)
-    heights = [0.5 + 0.26 * len(p.formats) + 0.055 * max(map(len, style.short_names(p.decisions))) for p in info.panels]
-    figure, axes = style.panels(style.layers_width(count), heights)
-    norm = LogNorm(*info.limits)
+    room = 0.4 + sum(style.names_room(panel.decisions) for panel in info.panels)
+    figure, axes = style.panels(
+        style.layers_width(count), [0.26 * len(panel.formats) for panel in info.panels], room=room
+    )
+    low, high = info.limits
+    norm = LogNorm(low / 4, high)  # so that the least score is no white, which is left to what there is no score of
     image: Any = None
     for axis, panel in zip(axes, info.panels, strict=True):
-        low, high = info.limits
         known = np.where(np.isnan(panel.scores), np.nan, np.clip(panel.scores, low, high))
         image = axis.imshow(known, aspect="auto", norm=norm, cmap=colormaps["Purples"], interpolation="nearest")
         for x, y in enumerate(panel.chosen):
@@ -113,7 +115,7 @@ def draw_sensitivity(info: SensitivityInfo) -> Figure:
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, aspect=30)
     bar.set_label("divergence from float outputs", fontsize=style.NORMAL, color=style.INK)
     bar.ax.tick_params(labelsize=style.SMALL, color=style.TRIAL, labelcolor=style.INK, which="both")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     chosen = Rectangle((0, 0), 1, 1, fill=False, edgecolor=style.WINNER, linewidth=1.6)
     style.legend(figure, {"the winner's choice": chosen})
     return figure

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Colour = tuple[float, float, float, float]
+Colour = tuple[float, float, float, float]
+"""Red, green, blue and opacity, in [0, 1]."""
 
 DPI = 200
+PIXELS_PER_INCH = 105  # where figures are shown on a page
 INK = "#333333"
 GRID = "#e4e4e4"
+REST = "#c4c4c4"
 
 WINNER = "#d55e00"
 FRONT = "#0072b2"
@@ -84,11 +87,18 @@ def text_on(colour: Colour) -> str:
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"
 
 
-def panels(width: float, heights: Sequence[float], columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of `width` inches with a row of axes for each of `heights`, in inches."""
+def panels(width: float, heights: Sequence[float], columns: int = 1, room: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a row of axes for each of `heights`.
+
+    Args:
+        width: Inches across.
+        heights: Inches that the rows share, in these proportions.
+        columns: Axes in a row.
+        room: Further inches, for what stands outside the axes.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, sum(heights)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, sum(heights) + room), dpi=DPI, layout="constrained")
     axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=list(heights)).ravel().tolist()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -99,29 +109,55 @@ def panels(width: float, heights: Sequence[float], columns: int = 1) -> tuple[Fi
     return figure, axes
 
 
+def near(focus: Iterable[float], others: Iterable[float]) -> tuple[float, float]:
+    """A range that shows all of `focus`, and of the others those near it, so that outliers do not squash the rest."""
+    ends = [value for value in focus if math.isfinite(value)]
+    low, high = min(ends), max(ends)
+    reach = 3 * (high - low) or 0.01 * abs(high) or 0.01
+    inside = [value for value in others if low - reach <= value <= high + reach]
+    low, high = min([low, *inside]), max([high, *inside])
+    margin = 0.08 * (high - low) or reach
+    return low - margin, high + margin
+
+
 def layers_width(count: int) -> float:
     """Inches that a figure with `count` layers side by side takes."""
     return min(max(8.0, 1.6 + 0.22 * count), 15.5)
 
 
-def name_columns(axis: Axes, names: Sequence[str]) -> None:
-    """Writes the names of layers or tensors below the columns 0, 1, ..., every other one where there are too many."""
-    step = math.ceil(len(names) / MOST_LABELS)
-    shown = range(0, len(names), step)
-    labels = short_names(names)
-    rotation = 0 if len(names) * max(map(len, labels)) < 70 else 90
-    axis.set_xticks(
-        list(shown), [labels[i] for i in shown], rotation=rotation, fontsize=SMALL, color=INK, parse_math=False
-    )
-    axis.set_xlim(-0.6, len(names) - 0.4)
+def name_columns(axis: Axes, names: Sequence[str], last: Sequence[str] = ()) -> None:
+    """Writes the names of layers or tensors below the columns 0, 1, ..., every other one where there are too many.
+
+    Args:
+        axis: Where to write.
+        names: Names, which are shortened.
+        last: What to write, in full, below the columns after those.
+    """
+    labels = [*short_names(names), *last]
+    shown = range(0, len(labels), math.ceil(len(labels) / MOST_LABELS))
+    rotation = 90 if _are_upright(labels) else 0
+    texts = [labels[index] for index in shown]
+    axis.set_xticks(list(shown), texts, rotation=rotation, fontsize=SMALL, color=INK, parse_math=False)
+    axis.set_xlim(-0.6, len(labels) - 0.4)
     axis.tick_params(axis="x", length=0)
+
+
+def names_room(names: Sequence[str]) -> float:
+    """Inches that the names of columns take below the axes."""
+    labels = short_names(names)
+    return 0.15 + (0.058 * max(map(len, labels)) if _are_upright(labels) else 0.1)
+
+
+def _are_upright(labels: Sequence[str]) -> bool:
+    return len(labels) * max(map(len, labels)) >= 70
 
 
 def short_names(names: Sequence[str], longest: int = 30) -> list[str]:
     """Cuts the leading parts that all names share, and the middle of those still longer than `longest` letters."""
-    prefix = os.path.commonprefix(list(names)) if len(names) > 1 else ""
-    start = prefix.rfind(".") + 1
-    cut = [name[start:] for name in names]
+    parts = [name.split(".") for name in names]
+    columns = zip(*(part[:-1] for part in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    cut = [".".join(part[shared:]) for part in parts]
     half = (longest - 1) // 2
     return [name if len(name) <= longest else f"{name[:half]}…{name[-half:]}" for name in cut]
 
@@ -142,7 +178,7 @@ def legend(figure: Figure, entries: Mapping[str, Any], columns: int = 8) -> None
         )
 
 
-def swatches(found: Mapping[str, str]) -> dict[str, Any]:
+def swatches(found: Mapping[str, str | Colour]) -> dict[str, Any]:
     """Legend entries of names and their colours."""
     from matplotlib.patches import Patch
 

@@ -73,9 +73,9 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
-def interval(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
+def interval(value: float, low: float | None, high: float | None, signed: bool = False, decimals: int = 4) -> str:
     """A number with its 95% interval, such as `+0.0029 [−0.0051, +0.0109]`, or alone where it has none."""
-    style = "+.4f" if signed else ".4f"
+    style = f"{'+' * signed}.{decimals}f"
     text = format(value, style)
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
         text += f" [{low:{style}}, {high:{style}}]"

@@ -50,6 +50,8 @@ def quantize_input(x: Tensor, range_: Range, format: Format) -> Tensor:
 
     Clamping before the zero point is added gives the same codes and saves a pass.
     """
+    if x.dtype != torch.float32:
+        return quantize_input(x.float(), range_, format).to(x.dtype)
     lowest, highest = format.lowest - range_.zero_point, format.highest - range_.zero_point
     if not x.is_contiguous() or x.numel() <= CHUNK:
         return torch.div(x, range_.scale).round_().clamp_(lowest, highest).mul_(range_.scale)

@@ -196,7 +196,8 @@ class QuantizedModel:
         if key not in self._quantized:
             scale = self.weight_scale(layer, format)
             axis = self.network[layer].channel_axis
-            self._quantized[key] = quantize_weight(self._float[layer], scale, format, axis)
+            values = quantize_weight(self._float[layer], scale, format, axis)
+            self._quantized[key] = values.to(self._float[layer].dtype)
         return self._quantized[key]
 
 

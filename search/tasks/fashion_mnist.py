@@ -70,7 +70,8 @@ class FashionMNIST(Classification):
         count = self._calibration_samples
         chosen = stratified_splits(labels, {"calibration": count, "rest": len(labels) - count}, seed=0)["calibration"]
         test_images, test_labels = read_images(self._root, "t10k"), read_labels(self._root, "t10k")
-        halves = stratified_splits(test_labels, {"selection": 5000, "report": 5000}, seed=0)
+        half = len(test_labels) // 2
+        halves = stratified_splits(test_labels, {"selection": half, "report": len(test_labels) - half}, seed=0)
         splits = {name: (test_images[index], test_labels[index]) for name, index in halves.items()}
         return splits | {"calibration": (images[chosen], labels[chosen])}
 
