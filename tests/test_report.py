@@ -178,6 +178,7 @@ def test_quantities_take_the_unit_that_fits() -> None:
     assert quantity("weight_bytes", 1536) == "1.50 KiB"
     assert quantity("latency_s", 9.362e-5, 4) == "93.62 µs"
     assert quantity("bit_ops", 7.7e6) == "7.70 M"
+    assert quantity("average_weight_bits", 3.0) == "3.00"
     assert quantity("energy_j", None) == quantity("energy_j", math.nan) == "–"
     assert unit_for("weight_bytes", [3.0, 2048.0, math.nan]).symbol == "KiB"
 

@@ -55,7 +55,7 @@ def test_resuming_needs_the_same_settings(tmp_path: Path) -> None:
     assert run.resume({**CONFIG, "tracking": {"enabled": False}, "run_dir": "elsewhere"})
     assert run.resume({**CONFIG, "space": {"weight": ("int4",), "pins": {}}}), "as JSON sees them"
     for change, message in (
-        ({"seed": 1}, "holds a run with seed=0, and now seed=1 is asked for"),
+        ({"seed": 1}, "holds a run with seed=0, and now seed=1"),
         (
             {"budget": {"size_ratio": 0.2, "latency_s": None}},
             r"budget\.size_ratio=0.14, and now budget\.size_ratio=0.2",

@@ -20,7 +20,7 @@ SECONDS = (Unit("ns", 1e-9), Unit("µs", 1e-6), Unit("ms", 1e-3), Unit("s", 1.0)
 JOULES = (Unit("nJ", 1e-9), Unit("µJ", 1e-6), Unit("mJ", 1e-3), Unit("J", 1.0))
 BYTES = (Unit("B", 1.0), Unit("KiB", 2.0**10), Unit("MiB", 2.0**20), Unit("GiB", 2.0**30))
 COUNTS = (Unit("", 1.0), Unit("k", 1e3), Unit("M", 1e6), Unit("G", 1e9), Unit("T", 1e12))
-BITS = (Unit("bits", 1.0),)
+BITS = (Unit("", 1.0),)
 
 COST_UNITS: dict[str, tuple[Unit, ...]] = {
     "latency_s": SECONDS,
