@@ -17,10 +17,10 @@ from search.figures.front import FrontInfo, draw_front, front_info
 from search.figures.interactive import plot_front
 from search.figures.layer_costs import draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import draw_sensitivity, sensitivity_info
-from search.figures.units import COST_NAMES, NONE, interval, quantity, significant
 from search.files import replacing, write_text
 from search.plan import MeasuredQuality, Plan
 from search.rundir import RunDirectory, flat
+from search.units import COST_NAMES, NONE, interval, quantity, significant
 
 if TYPE_CHECKING:
     import pandas as pd

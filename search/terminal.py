@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from search.units import interval, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from search.plan import Plan
 
 VERDICT_STYLE = {"met": "green", "missed": "red", "undecided": "yellow"}
-UNITS = {
-    "latency_s": ("latency", 1e3, "ms"),
-    "energy_j": ("energy", 1e6, "µJ"),
-    "weight_bytes": ("size", 1 / 1024, "KiB"),
-}
 
 
 def make_console() -> Console:
@@ -29,23 +25,6 @@ def make_console() -> Console:
 
     found = Console()
     return found if found.is_terminal else Console(width=160)
-
-
-def size(value: float) -> str:
-    """Bytes in KiB or MiB."""
-    return f"{value / 1024:.1f} KiB" if value < 1 << 20 else f"{value / (1 << 20):.2f} MiB"
-
-
-def quantity(value: float | None, scale: float, unit: str) -> str:
-    """A scaled number with three significant digits and its unit; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value * scale:.3g} {unit}"
-
-
-def interval(drop: float, low: float | None, high: float | None) -> str:
-    """A drop in percentage-point style with its 95% interval, or alone where it has none."""
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return f"{drop:+.4f}"
-    return f"{drop:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
@@ -82,12 +61,12 @@ def front_table(front: pd.DataFrame, plan: Plan) -> Table:
         table.add_row(
             f"{row['name']}{' ← winner' if row['role'] == 'winner' else ''}",
             f"{row['quality']:.4f}",
-            interval(row["drop"], row["drop_low"], row["drop_high"]) if row["role"] != "float" else "",
+            interval(row["drop"], row["drop_low"], row["drop_high"], signed=True) if row["role"] != "float" else "",
             f"{row['average_weight_bits']:.2f}",
             f"{row['effective_bits']:.2f}",
-            f"{size(row['weight_bytes'])} ({row['size_ratio']:.3f}x)",
-            quantity(row["latency_s"], 1e3, "ms"),
-            quantity(row["energy_j"], 1e6, "µJ"),
+            f"{quantity('weight_bytes', row['weight_bytes'])} ({row['size_ratio']:.3f}x)",
+            quantity("latency_s", row["latency_s"]),
+            quantity("energy_j", row["energy_j"]),
             verdict,
             style=style,
         )
@@ -99,13 +78,12 @@ def print_result(result: Result, console: Console) -> None:
     plan, run = result.plan, result.run
     console.print(front_table(result.front, plan))
     limits = ", ".join(f"{name} {value:g}" for name, value in plan.budget.limits.items()) or "none"
-    style = VERDICT_STYLE[plan.budget.verdict]
-    quality = plan.quality
+    style, quality = VERDICT_STYLE[plan.budget.verdict], plan.quality
+    drop = interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
     console.print(
         f"Budget ({limits}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: "
-        f"{quality.metric} {quality.value:.4f} "
-        f"(float {quality.float_value:.4f}, drop {interval(quality.drop, quality.drop_low, quality.drop_high)}) at "
-        f"{plan.average_weight_bits:.2f} bits per weight, {size(plan.cost['weight_bytes'].value or 0)}",
+        f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, drop {drop}) at "
+        f"{plan.average_weight_bits:.2f} bits per weight, {quantity('weight_bytes', plan.cost['weight_bytes'].value)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -141,9 +119,12 @@ def print_verification(found: Verification, console: Console) -> None:
     table.add_row("quality", f"{found.quality:.4f}", promised)
     table.add_row("agreement with the simulation", f"{found.agreement:.2%}", "99.5%")
     table.add_row("largest output difference", f"{found.largest_difference:.3g}", "")
-    table.add_row("bytes on disk", size(found.bytes_on_disk), size(found.planned_bytes))
+    table.add_row(
+        "bytes on disk", quantity("weight_bytes", found.bytes_on_disk), quantity("weight_bytes", found.planned_bytes)
+    )
     for latency in found.latencies:
-        spread = f"{latency.median_s * 1e3:.3g} ms [{latency.low_s * 1e3:.3g}, {latency.high_s * 1e3:.3g}]"
+        median, low, high = (quantity("latency_s", s) for s in (latency.median_s, latency.low_s, latency.high_s))
+        spread = f"{median} [{low}, {high}]"
         table.add_row(f"latency of {latency.name}, batch {latency.batch}", spread, "")
     console.print(table)
 

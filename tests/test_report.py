@@ -35,7 +35,6 @@ from search.figures.front import Point, draw_front, front_info
 from search.figures.interactive import error_bars, hover_text, plot_front
 from search.figures.layer_costs import LayerCostsInfo, draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import Panel, SensitivityInfo, draw_sensitivity, sensitivity_info
-from search.figures.units import interval, log_ticks, quantity, significant, unit_for
 from search.job import Job, SpaceSettings
 from search.policy import Policy
 from search.report import budget_text, front_rows, layer_rows, notes, winner_rows, write_report
@@ -44,6 +43,7 @@ from search.rundir import RunDirectory
 from search.strategies.samplers import RandomSearch
 from search.strategies.solver import Solver
 from search.trials import Trial
+from search.units import interval, log_ticks, quantity, significant, unit_for
 
 SPACE = SpaceSettings(weight=["int2", "int4", "int8"], input=["uint4", "uint8"])
 FIGURES = {"front", "allocation", "members", "sensitivity", "layer_costs", "convergence"}

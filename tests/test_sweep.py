@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
 
 
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own, on every query
 def test_two_jobs_at_once_do_not_collide(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "search", "-m", "hydra/launcher=local", "strategy=random", "strategy.evaluations=3"),

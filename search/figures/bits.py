@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwmodels import Format, Precision
 from search.figures import style
-from search.figures.units import quantity
+from search.units import quantity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search.figures import style
-from search.figures.units import axis_label, unit_for
 from search.trials import Trial
+from search.units import axis_label, unit_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.figures import style
-from search.figures.units import Unit, axis_label, log_ticks, unit_for
 from search.trials import Trial
+from search.units import Unit, axis_label, log_ticks, unit_for
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.figures import style
 from search.figures.front import FrontInfo, Point
-from search.figures.units import COST_NAMES, interval, log_ticks, quantity
+from search.units import COST_NAMES, interval, log_ticks, quantity
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search.figures import style
-from search.figures.units import COST_NAMES, quantity
+from search.units import COST_NAMES, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
