@@ -36,7 +36,8 @@ class Budget:
         average_weight_bits: Mean nominal bits per weight.
         effective_bits: Mean bits per weight, scales counted.
         bit_ops_ratio: Bit operations as a share of the reference's.
-        quality_drop: How much quality may be lost, in the metric's units, at least 0; then cost is minimised.
+        quality_drop: How much quality may be lost, in the metric's units, at least 0: the upper end of the drop's 95%
+            interval is held against it. Then cost is minimised.
         reference: What ratios refer to, on the same device and workload: `float` or `int8` (int8/uint8 throughout).
     """
 

@@ -145,7 +145,7 @@ class Objective:
         """How far a trial is over each limit, the quality drop's included; at most 0 where the limit holds."""
         violations = self.excess(trial.policy)
         if self.quality_drop is not None:
-            violations["quality_drop"] = trial.drop - self.quality_drop if trial.state == "complete" else 1.0
+            violations["quality_drop"] = trial.certain_drop - self.quality_drop if trial.state == "complete" else 1.0
         return violations
 
     def rank(self, trial: Trial) -> tuple[float, ...]:

@@ -66,6 +66,12 @@ class Trial:
             raise ValueError(f"trial {self.number} is {self.state} and has no drop")
         return drop
 
+    @property
+    def certain_drop(self) -> float:
+        """The most the drop may be, by its 95% interval; the drop itself where the task gives no interval."""
+        high = self.metrics.get("drop_high")
+        return self.drop if high is None else high
+
     def to_dict(self) -> dict[str, Any]:
         """The trial as one line of `trials.jsonl`."""
         row = asdict(self)

@@ -53,7 +53,9 @@ def convergence_info(trials: Sequence[Trial], about: Mapping[str, Any], float_qu
         keep = np.fmax if about["higher_is_better"] else np.fmin
         label, reference = f"{about['metric']} (selection split)", float_quality
     else:
-        prices = [_price(trial, cost) if _counts(trial) and trial.drop <= allowed else math.nan for trial in spent]
+        prices = [
+            _price(trial, cost) if _counts(trial) and trial.certain_drop <= allowed else math.nan for trial in spent
+        ]
         unit = unit_for(cost, prices)
         values = [price / unit.size for price in prices]
         keep, label, reference = np.fmin, f"{axis_label(cost, unit)}\nwithin the allowed drop", None

@@ -108,7 +108,7 @@ class Solver(Strategy):
                 yield trial
                 if trial.state == "complete":
                     losses.append(objective.predict(policy))
-                    drops.append(trial.drop)
+                    drops.append(trial.certain_drop)
             if not allowed:
                 loss = allowed_loss(np.array(losses), np.array(drops), objective.quality_drop or 0.0)
                 if loss is not None and loss not in solved:
