@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 benchmark: $(READY)
-	$(BIN)/python -m pytest experiments --benchmark-only $(ARGS)
+	$(BIN)/python experiments/overhead/measure.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from search.budget import Budget
 from search.errors import InfeasibleError
 from search.policy import Policy
 from search.pricing import Pricing
@@ -63,13 +64,16 @@ def variable_limits(pricing: Pricing, limits: Mapping[str, float]) -> dict[str, 
     return {name: limit - pricing.fixed[name] for name, limit in limits.items() if name in pricing.fixed}
 
 
-def check_feasible(pricing: Pricing, limits: Mapping[str, float], unrestricted: SearchSpace) -> None:
+def check_feasible(
+    pricing: Pricing, limits: Mapping[str, float], unrestricted: SearchSpace, budget: Budget | None = None
+) -> None:
     """Makes sure that some policy keeps every limit.
 
     Args:
         pricing: The space and its prices.
         limits: Absolute limits.
         unrestricted: The same space without pins and ties, to tell what they cost.
+        budget: Where the limits come from, for the words of the message.
 
     Raises:
         InfeasibleError: If none does; the message names the least that can be reached and what stands in the way.
@@ -80,9 +84,10 @@ def check_feasible(pricing: Pricing, limits: Mapping[str, float], unrestricted: 
         if lowest > limits[name]:
             without = replace(pricing, space=unrestricted)
             freed = least(assignment_problem(without), name).costs[name] + without.fixed[name]
+            limit, least_value = (budget or Budget()).wording(name, limits[name], lowest)
             raise InfeasibleError(
-                f"the budget allows {name} of at most {limits[name]:.6g}, and the least this space can reach is "
-                f"{lowest:.6g}; {_advice(pricing.space, freed, lowest, limits[name])}"
+                f"{limit} cannot be met: the least this space can reach is {least_value} ({name} {lowest:.6g}); "
+                f"{_advice(pricing.space, freed, lowest, limits[name])}"
             )
     if solve(problem, free) is None:
         reached = ", ".join(f"{name} {lowest:.6g} (limit {limits[name]:.6g})" for name, lowest in reachable.items())
@@ -99,4 +104,4 @@ def _advice(space: SearchSpace, freed: float, lowest: float, limit: float) -> st
         return "relax the budget or add lower formats to space.weight and space.input"
     names = "; ".join(f"{d.side} of {', '.join(d.layers)} in {'/'.join(map(str, d.formats))}" for d in blocking[:6])
     enough = "which would do" if freed <= limit else "still too much"
-    return f"without the pins and ties it would be {freed:.6g}, {enough}. Pinned or tied: {names}"
+    return f"without the pins and ties {freed:.6g} could be reached, {enough}. Pinned or tied: {names}"

@@ -90,6 +90,17 @@ class Budget:
             limits[cost] = min(limit, limits.get(cost, limit))
         return {cost: limit * (1 + ROUNDING) for cost, limit in limits.items()}
 
-    def cost_of(self, name: str) -> str:
-        """The cost that the limit `name` is about."""
-        return RATIOS.get(name, name)
+    def wording(self, cost: str, limit: float, value: float) -> tuple[str, str]:
+        """Says a limit on a cost, and a value of that cost, in the words of the config.
+
+        Args:
+            cost: The cost.
+            limit: Its absolute limit.
+            value: A value to be put beside it.
+
+        Returns:
+            For a ratio `("budget.size_ratio=0.14", "0.163")`, else the config key with its limit, and the value.
+        """
+        name = next((name for name in self.given() if RATIOS.get(name, name) == cost), cost)
+        given = self.given().get(name, limit)
+        return f"budget.{name}={given:g}", f"{value / limit * given:.4g}"

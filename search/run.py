@@ -74,7 +74,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
     pricing = Pricing(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
-    check_feasible(pricing, limits, build_space(network, job.space.weight, job.space.input))
+    check_feasible(pricing, limits, build_space(network, job.space.weight, job.space.input), budget)
     run.write_table("costs.parquet", pricing.to_frame())
 
     progress.stage("calibrating ranges")

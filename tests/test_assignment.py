@@ -88,17 +88,26 @@ def test_unknown_costs_are_left_out(bench: Bench) -> None:
 def test_infeasible_budgets_name_the_least(bench: Bench) -> None:
     lowest = min(bench.costs("weight_bytes"))
     check_feasible(bench.pricing, {"weight_bytes": lowest}, bench.space)
-    with pytest.raises(InfeasibleError, match=rf"at most {lowest - 1:.6g}, and the least .* is {lowest:.6g}; relax"):
+    with pytest.raises(
+        InfeasibleError, match=rf"budget\.weight_bytes={lowest - 1:g} .*\(weight_bytes {lowest:.6g}\); relax"
+    ):
         check_feasible(bench.pricing, {"weight_bytes": lowest - 1}, bench.space)
+
+
+def test_infeasible_ratios_are_named_as_the_user_gave_them(bench: Bench) -> None:
+    reference, lowest = bench.pricing.reference("float")["weight_bytes"], min(bench.costs("weight_bytes"))
+    budget = Budget(size_ratio=0.5 * lowest / reference)
+    with pytest.raises(InfeasibleError, match=rf"budget\.size_ratio=.* can reach is {lowest / reference:.4g} "):
+        check_feasible(bench.pricing, budget.limits({"weight_bytes": reference}), bench.space, budget)
 
 
 def test_infeasible_budgets_name_pins_and_ties() -> None:
     bench = make_bench(pins={"left": "int8"}, ties=[["stem", "head"]])
     unrestricted = make_bench().space
     lowest, freed = min(bench.costs("weight_bytes")), min(make_bench().costs("weight_bytes"))
-    with pytest.raises(InfeasibleError, match=rf"would be {freed:.6g}, which would do.*weight of left in int8"):
+    with pytest.raises(InfeasibleError, match=rf"{freed:.6g} could be reached, which would do.*weight of left in int8"):
         check_feasible(bench.pricing, {"weight_bytes": (lowest + freed) / 2}, unrestricted)
-    with pytest.raises(InfeasibleError, match=rf"would be {freed:.6g}, still too much.*stem, head"):
+    with pytest.raises(InfeasibleError, match=rf"{freed:.6g} could be reached, still too much.*stem, head"):
         check_feasible(bench.pricing, {"weight_bytes": freed / 2}, unrestricted)
 
 
