@@ -16,30 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from hwmodels.network import Layer, Operation, Shape, Tensor
+from search.kinds import MODULE_KINDS, PARAMETER_KINDS, bias_of, is_layer, is_operation, kind_of, kind_of_function
 from search.tasks.task import tensors_in
-
-MODULE_KINDS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
-    nn.Linear: "linear",
-    nn.Embedding: "embedding",
-}
-"""Modules that are one layer, named by the module."""
-
-PARAMETER_KINDS: dict[type[nn.Module], str] = {
-    nn.LSTM: "lstm",
-    nn.LSTMCell: "lstm",
-    nn.GRU: "gru",
-    nn.GRUCell: "gru",
-    nn.RNN: "rnn",
-    nn.RNNCell: "rnn",
-    nn.MultiheadAttention: "attention",
-}
-"""Modules that hold several weight-only layers, each named by its parameter."""
 
 # Functions that may copy, but keep every value as long as type and number of values stay.
 COPIES = frozenset({"clone", "contiguous", "deepcopy", "flatten", "ravel", "reshape", "reshape_as", "to", "type_as"})
@@ -47,7 +25,6 @@ COPIES = frozenset({"clone", "contiguous", "deepcopy", "flatten", "ravel", "resh
 CONSTANTS = frozenset(f"{what}_like" for what in ("empty", "full", "ones", "rand", "randint", "randn", "zeros")) | {
     f"new_{what}" for what in ("empty", "full", "ones", "tensor", "zeros")
 }
-OPERATORS = {"truediv": "div", "floordiv": "floor_divide", "mod": "remainder"}
 
 
 class Follower(TorchFunctionMode):
@@ -105,7 +82,7 @@ class Follower(TorchFunctionMode):
         versions = [_version(tensor) for tensor in given]
         result = func(*args, **kwargs)
         changed = [tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) != version]
-        kind = _kind_of_function(func)
+        kind = kind_of_function(func)
         fresh = []
         for tensor in tensors_in(result):
             source = _source(tensor, given, kind)
@@ -120,11 +97,11 @@ class Follower(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
-        self._layers_running += _is_layer(module)
+        self._layers_running += is_layer(module)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._running.pop()
-        self._layers_running -= _is_layer(module)
+        self._layers_running -= is_layer(module)
         inputs, outputs = _tensors((*args, *kwargs.values())), _tensors(output)
         if self._layers_running or not outputs:
             return
@@ -281,7 +258,7 @@ class Follower(TorchFunctionMode):
         """Returns the name of the running module if it is one of torch's own operations, else `kind` within it."""
         module = self._running[-1] if self._running else None
         scope = self._modules[module] if module else ""
-        if module and scope and _is_operation(module):
+        if module and scope and is_operation(module):
             return _unused(scope, self.operations, ".")
         return _unused(_join(scope, kind), self.operations.keys() | set(self._modules.values()), ".")
 
@@ -335,38 +312,6 @@ class Follower(TorchFunctionMode):
         if shape and shape[0] > batch:  # samples and positions share the first axis
             return (batch, self._per_sample(shape[0]), *shape[1:])
         return (1, *shape)
-
-
-def kind_of(module: nn.Module, kinds: Mapping[type[nn.Module], str]) -> str:
-    """Returns the kind of a module that `kinds` lists, and an empty string for another."""
-    return next((kind for listed, kind in kinds.items() if isinstance(module, listed)), "")
-
-
-def bias_of(module: nn.Module, parameter: str) -> torch.Tensor | None:
-    """Returns the bias that belongs to a weight; attention keeps one for its three input projections."""
-    name = "in_proj_bias" if parameter.endswith("_proj_weight") else parameter.replace("weight", "bias")
-    bias: torch.Tensor | None = getattr(module, name, None)
-    return bias
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return bool(kind_of(module, MODULE_KINDS) or kind_of(module, PARAMETER_KINDS))
-
-
-def _is_operation(module: nn.Module) -> bool:
-    """True for torch's own modules without parts, such as a batch norm or an activation."""
-    return type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
-
-
-def _kind_of_function(func: Callable[..., Any]) -> str:
-    """Returns torch's plain name of a function: `add` for `__iadd__`, `add_` and `torch.add`."""
-    name: str = getattr(func, "__name__", type(func).__name__)
-    if name == "__get__":  # a property such as `tensor.mT`
-        name = getattr(func, "__self__").__name__  # noqa: B009
-    if name.startswith("__") and name[2:3] in "ir" and hasattr(torch.Tensor, f"__{name[3:]}"):
-        name = name[3:]
-    name = name.strip("_")
-    return OPERATORS.get(name, name)
 
 
 def _source(result: torch.Tensor, given: list[torch.Tensor], kind: str) -> torch.Tensor | None:

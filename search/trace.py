@@ -27,7 +27,8 @@ from torch.nn.parameter import is_lazy
 
 from hwmodels.network import Network
 from search.errors import DataError, UnsupportedError, closest
-from search.follow import MODULE_KINDS, PARAMETER_KINDS, Follower, bias_of, kind_of
+from search.follow import Follower
+from search.kinds import MODULE_KINDS, PARAMETER_KINDS, bias_of, kind_of
 from search.tasks.task import call, tensors_in
 
 

@@ -13,22 +13,9 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. Modules may import their own package and what stands before it; `solve` and `pareto` nothing else.
 ORDER = (
-    *(
-        "errors",
-        "files",
-        "units",
-        "tasks",
-        "follow",
-        "trace",
-        "policy",
-        "space",
-        "quantize",
-        "budget",
-        "pricing",
-        "trials",
-    ),
-    *("quality", "solve", "pareto", "assignment", "objective", "strategies", "recover", "plan", "rundir", "job"),
-    *("front", "planning", "progress", "run", "backends", "figures", "portrait", "terminal", "report"),
+    *("errors", "files", "units", "tasks", "kinds", "follow", "trace", "policy", "space", "quantize", "budget"),
+    *("pricing", "trials", "quality", "solve", "pareto", "assignment", "objective", "strategies", "recover", "plan"),
+    *("rundir", "job", "front", "planning", "progress", "run", "backends", "figures", "portrait", "terminal", "report"),
     *("config", "tracking", "api", "app", "cli", "__main__"),
 )
 ALONE = ("solve", "pareto")
