@@ -88,12 +88,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     FigureCanvasAgg(figure)
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         rows = table[(table["task"] == name) & (table["plan"] != "float")]
-        drops = 100 * rows[["drop", "drop_low", "drop_high"]]
-        spread = [drops["drop"] - drops["drop_low"], drops["drop_high"] - drops["drop"]]
-        colours = ["#0072B2" if plan.startswith("plan") else "#999999" for plan in rows["plan"]]
+        for place, row in enumerate(rows.to_dict("records")):
+            colour = "#0072B2" if row["plan"].startswith("plan") else "#999999"
+            low, drop, high = (100 * row[key] for key in ("drop_low", "drop", "drop_high"))
+            axis.errorbar(drop, place, xerr=[[drop - low], [high - drop]], fmt="o", color=colour, capsize=3)
         places = range(len(rows))
-        axis.errorbar(drops["drop"], places, xerr=spread, fmt="none", ecolor=colours, capsize=3)
-        axis.scatter(drops["drop"], places, color=colours, zorder=3)
         axis.set_yticks(places, rows["plan"])
         axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.8)
