@@ -78,7 +78,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     run.write_table("costs.parquet", pricing.to_frame())
 
     progress.stage("calibrating ranges")
-    simulated = QuantizedModel(folded.model, network, job.quantizer)
+    simulated = QuantizedModel(folded.model, network, job.quantizer, reuse_memory=True)
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
     evaluator = Evaluator(task, simulated, run.path)
     evaluator.float_scores("selection")

@@ -266,3 +266,17 @@ def test_failed_calibration_leaves_no_hooks(bench: Bench) -> None:
     with pytest.raises(DataError):
         bench.simulated.calibrate([torch.full((2, 1, 6, 6), torch.nan)])
     assert not any(module._forward_pre_hooks for module in bench.simulated.model.modules())
+
+
+def test_sharing_memory_between_inputs_changes_no_output(bench: Bench) -> None:
+    images = bench.task.example_input
+    plain = bench.simulated
+    shared = QuantizedModel(copy.deepcopy(plain.model), plain.network, ranges=plain.ranges, reuse_memory=True)
+    policy = Policy.uniform(plain.network, Precision.parse("int4/uint4"))
+    for name, precision in policy.items():
+        plain.weight_scale(name, precision.weight)
+        plain.input_range(name, precision.input)
+    with exact_inference():
+        expected = plain.apply(policy)(images)
+        assert torch.equal(shared.apply(policy)(images), expected)
+        assert torch.equal(shared.model(images[:1]), plain.model(images[:1])), "memory larger than needed"

@@ -39,7 +39,8 @@ def main() -> None:
     images = torch.randn(BATCH, 1, 28, 28)
     folded = fold_batch_norm(resnet20(), images[:2]).model
     network = trace(folded, images[:2])
-    quantized = QuantizedModel(fold_batch_norm(resnet20(), images[:2]).model, network)
+    copy = fold_batch_norm(resnet20(), images[:2]).model
+    quantized = QuantizedModel(copy, network, reuse_memory=True)
     quantized.calibrate([images])
     rows = []
     for name in ("int8/uint8", "int4/uint4", "int4/float"):

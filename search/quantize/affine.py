@@ -12,8 +12,6 @@ from torch import Tensor
 
 from hwmodels import Format
 
-CHUNK = 1 << 18  # values quantized at once, so that the four steps find them in the cache
-
 
 @dataclass(frozen=True)
 class Range:
@@ -45,17 +43,18 @@ def quantize_weight(weight: Tensor, scale: Tensor, format: Format, axis: int) ->
     return weight_codes(weight, scale, format, axis) * per_channel(scale, weight, axis)
 
 
-def quantize_input(x: Tensor, range_: Range, format: Format) -> Tensor:
+def quantize_input(x: Tensor, range_: Range, format: Format, out: Tensor | None = None) -> Tensor:
     """Returns the values that `x` takes in `format`, of the same shape.
 
     Clamping before the zero point is added gives the same codes and saves a pass.
+
+    Args:
+        x: The values.
+        range_: Scale and zero point.
+        format: Says which codes there are.
+        out: Memory for the result, shaped as `x`; new memory by default.
     """
     if x.dtype != torch.float32:
         return quantize_input(x.float(), range_, format).to(x.dtype)
     lowest, highest = format.lowest - range_.zero_point, format.highest - range_.zero_point
-    if not x.is_contiguous() or x.numel() <= CHUNK:
-        return torch.div(x, range_.scale).round_().clamp_(lowest, highest).mul_(range_.scale)
-    out = torch.empty_like(x)
-    for source, target in zip(torch.split(x.view(-1), CHUNK), torch.split(out.view(-1), CHUNK), strict=True):
-        torch.div(source, range_.scale, out=target).round_().clamp_(lowest, highest).mul_(range_.scale)
-    return out
+    return torch.div(x, range_.scale, out=out).round_().clamp_(lowest, highest).mul_(range_.scale)
