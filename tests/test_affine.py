@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodels import Format
-from search.quantize.affine import Range, quantize_input, quantize_weight, weight_codes
+from search.quantize.affine import Range, per_channel, quantize_input, quantize_weight, weight_codes
 
 INPUTS = ("uint2", "uint4", "uint6", "uint8", "uint16", "int2", "int3", "int8")
 WEIGHTS = ("int2", "int3", "int4", "int5", "int6", "int8", "int16")
