@@ -89,7 +89,7 @@ class Histogram:
         while reach >= self.width * self.half:
             self._widen()
         bins = (values.detach().float().reshape(-1) / self.width).floor_().add_(self.half).clamp_(0, 2 * self.half - 1)
-        self.counts += torch.bincount(bins.long(), minlength=2 * self.half).double()
+        self.counts += torch.bincount(bins.long(), minlength=2 * self.half).double().cpu()
 
     def _widen(self) -> None:
         """Doubles the width: bins 2i and 2i + 1, counted from zero, become bin i."""
