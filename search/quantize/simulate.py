@@ -78,7 +78,7 @@ class QuantizedModel:
             settings: How ranges are chosen.
             ranges: Known ranges, such as a plan's; a model with all of them needs no calibration.
             reuse_memory: Whether quantized inputs share one block of memory in inference mode, each valid only until
-                the next layer runs. It saves a tenth of a forward pass; leave it off where hooks keep layers' inputs.
+                the next layer runs. `experiments/overhead` says what it saves; leave it off where hooks keep inputs.
         """
         self.model = model
         self.network = network
