@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,19 +22,19 @@ Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W) float32, labels (N,) int
 class Classification(Task):
     """Top-1 accuracy of a network that maps images to logits.
 
-    Subclasses implement `load` and set `checkpoint`; images stay in memory as float32.
+    Subclasses implement `load` and `network`, and set `checkpoint`; images stay in memory as float32.
     """
 
     batch_size: int = 500
     checkpoint: Path
 
-    def load(self, split: Split | str) -> Labelled:
+    @abstractmethod
+    def load(self, split: str) -> Labelled:
         """Returns images and labels of a split, or of `train`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement load(split)")
 
+    @abstractmethod
     def network(self) -> nn.Module:
         """Returns the network with fresh weights."""
-        raise NotImplementedError(f"{type(self).__name__} must implement network()")
 
     @cached_property
     def model(self) -> nn.Module:  # type: ignore[override]
