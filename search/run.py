@@ -46,8 +46,9 @@ def search(
     run, started = RunDirectory(job.run_dir), time.time()
     run.claim()
     try:
-        earlier = run.info() if run.resume(job.config) else {"run_id": uuid4().hex, "started": started}
-        run.update(**earlier | identity(job) | {"status": "running", "config": dict(job.config)})
+        facts = identity(job)
+        earlier = run.info() if run.resume(job.config, facts) else {"run_id": uuid4().hex, "started": started}
+        run.update(**earlier | facts | {"status": "running", "config": dict(job.config)})
         on_start(run)
         result = pipeline(job, run, progress or Progress())
         run.update(status="finished", finished=time.time(), seconds=time.time() - started)

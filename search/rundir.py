@@ -80,15 +80,26 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def resume(self, config: Mapping[str, Any]) -> bool:
+    def resume(self, config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> bool:
         """Returns whether an earlier run is here to go on with.
 
+        Args:
+            config: The settings asked for now.
+            facts: The run's identity now; its model and data must be those of the earlier run.
+
         Raises:
-            ConfigError: If it ran with other settings; the message names the first that differs.
+            ConfigError: If it ran with other settings, on another model or on other data; the message names the first
+                that differs.
         """
         if not self.file("run.json").is_file():
             return False
-        earlier = flat(self.info()["config"])
+        info = self.info()
+        for key, name in (("model", "another model"), ("data_fingerprint", "other data")):
+            if facts is not None and key in info and info[key] != facts[key]:
+                raise ConfigError(
+                    f"{self.path} holds a run on {name}: what it measured does not apply here; choose another run_dir"
+                )
+        earlier = flat(info["config"])
         given = flat(json.loads(json.dumps(dict(config))))
         for key in [*earlier, *(key for key in given if key not in earlier)]:
             if key.split(".")[0] not in UNRELATED and earlier.get(key) != given.get(key):

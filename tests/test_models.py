@@ -154,3 +154,15 @@ def test_what_cannot_be_done_is_said_in_the_users_words(tmp_path: Path) -> None:
         search.find_plan(model, x)
     with pytest.raises(ConfigError, match=r"strategy=sover is unknown \(did you mean 'solver'\?\)"):
         search.find_plan(model, x, **given, strategy="sover")
+
+
+def test_a_retrained_model_does_not_resume_the_old_ones_run(tmp_path: Path) -> None:
+    x = torch.randn(16, 6)
+    given: dict[str, Any] = {"evaluate": lambda candidate, split: 1.0, "run_dir": tmp_path, "hardware": "storage"}
+    model = nn.Sequential(nn.Linear(6, 3))
+    plan = search.find_plan(model, x, [x], **given)
+    assert search.find_plan(model, x, [x], **given) == plan
+    with pytest.raises(ConfigError, match="holds a run on another model"):
+        search.find_plan(nn.Sequential(nn.Linear(6, 3)), x, [x], **given)
+    with pytest.raises(ConfigError, match="holds a run on other data"):
+        search.find_plan(model, x, [x + 1], **given)
