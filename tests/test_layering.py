@@ -13,7 +13,21 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. Modules may import their own package and what stands before it; `solve` and `pareto` nothing else.
 ORDER = (
-    *("errors", "files", "units", "tasks", "kinds", "follow", "trace", "policy", "space", "quantize", "budget"),
+    *(
+        "errors",
+        "files",
+        "quiet",
+        "units",
+        "tasks",
+        "kinds",
+        "follow",
+        "trace",
+        "ties",
+        "policy",
+        "space",
+        "quantize",
+        "budget",
+    ),
     *("pricing", "trials", "quality", "solve", "pareto", "assignment", "objective", "strategies", "recover", "plan"),
     *("rundir", "job", "front", "planning", "progress", "run", "backends", "figures", "portrait", "terminal", "report"),
     *("config", "tracking", "api", "app", "cli", "__main__"),
@@ -21,7 +35,7 @@ ORDER = (
 ALONE = ("solve", "pareto")
 HEAVY = (
     *("torch", "mlflow", "matplotlib", "plotly", "optuna", "hydra"),
-    *("onnx", "onnxruntime", "torchao", "sklearn", "pandas"),
+    *("onnx", "onnxruntime", "torchao", "transformers", "sklearn", "pandas"),
 )
 
 MODULES = sorted(path.relative_to(ROOT) for folder in ("search", "hwmodels") for path in (ROOT / folder).rglob("*.py"))

@@ -147,7 +147,7 @@ def compare(
     reach = sorted(promise.float_value + sign * end for end in ends if end is not None)
     return Verification(
         backend=backend,
-        quality=float(scores.double().mean()),
+        quality=task.reduce(scores.double().cpu().numpy()),
         promised=promise.value,
         promised_low=reach[0] if reach else None,
         promised_high=reach[-1] if reach else None,

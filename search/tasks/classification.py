@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from search.errors import DataError
 from search.tasks.task import Split, Task
@@ -26,6 +27,7 @@ class Classification(Task):
     """
 
     batch_size: int = 500
+    training_batch_size: int = 64
     checkpoint: Path
 
     @abstractmethod
@@ -56,6 +58,16 @@ class Classification(Task):
     def batches(self, split: Split) -> Iterator[Labelled]:
         images, labels = self.load(split)
         return zip(torch.split(images, self.batch_size), torch.split(labels, self.batch_size), strict=True)
+
+    def training_batches(self, epoch: int) -> Iterator[Labelled]:
+        """Yields the training images in batches of `training_batch_size`, shuffled by the epoch."""
+        images, labels = self.load("train")
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
+        return ((images[index], labels[index]) for index in torch.split(order, self.training_batch_size))
+
+    def loss(self, outputs: Tensor, batch: Labelled) -> Tensor:
+        """Returns the cross-entropy in nats."""
+        return F.cross_entropy(outputs, batch[1].to(outputs.device), reduction="none")
 
     def score(self, outputs: Tensor, batch: Labelled) -> Tensor:
         """Returns 1 where the largest logit is the label's, else 0."""

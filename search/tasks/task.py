@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from search.errors import UnsupportedError
 
 Split = Literal["calibration", "selection", "report"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -42,7 +45,16 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, outputs: Tensor, batch: Any) -> Tensor:
-        """Returns one value per sample, shape `(samples,)`; the metric is their mean."""
+        """Returns one value per sample, shape `(samples,)`; `reduce` makes the metric of them."""
+
+    def reduce(self, scores: np.ndarray) -> float:
+        """Returns the metric of samples with these scores, shape `(samples,)`; by default their mean.
+
+        Override it for other metrics, such as perplexity, the exponential of the mean. It must be an increasing
+        function of the mean: then `higher_is_better` holds for a score as for the metric, and the ends of an interval
+        of the mean are those of an interval of the metric.
+        """
+        return float(scores.mean())
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Returns what the metric reads, samples along the first axis; by default the model's main output."""
@@ -62,6 +74,23 @@ class Task(ABC):
         """
         p, q = F.log_softmax(reference.double(), -1), F.log_softmax(outputs.double(), -1)
         return (p.exp() * (p - q)).sum(-1).reshape(len(p), -1).mean(1).clamp_min(0)
+
+    def training_batches(self, epoch: int) -> Iterable[Any]:
+        """Yields batches to fine-tune on, in an order that depends on `epoch` alone.
+
+        Default: the calibration split's. Override it where there are training data; they need no labels.
+        """
+        batches = list(self.batches("calibration"))
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
+        return [batches[index] for index in order.tolist()]
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Returns the loss that the labels of a training batch give, one value per sample; only where there are labels.
+
+        Raises:
+            UnsupportedError: Unless a subclass overrides it.
+        """
+        raise UnsupportedError(f"task {self.name} has no loss of its own; leave finetune.distill at 1")
 
     @cached_property
     def fingerprint(self) -> str:

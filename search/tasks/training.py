@@ -5,6 +5,7 @@ The shipped checkpoints come from
     python -m search.tasks.training digits
     python -m search.tasks.training fashion_mnist_resnet20
     python -m search.tasks.training fashion_mnist_mobilenetv2
+    python -m search.tasks.training text
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -73,13 +75,9 @@ def train(
         model.parameters(), recipe.peak_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, recipe.epochs * steps)
-    state, first = out.with_suffix(".training.pt"), 0
-    if state.is_file():
-        saved = torch.load(state)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        first = saved["epoch"]
+    state = out.with_suffix(".training.pt")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    if first := load_state(state, parts):
         log(f"resuming {task.name} after epoch {first}")
     for epoch in range(first, recipe.epochs):
         started = time.perf_counter()
@@ -92,16 +90,7 @@ def train(
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-        with replacing(state) as aside:
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "epoch": epoch + 1,
-                },
-                aside,
-            )
+        save_state(state, parts, epoch + 1)
         accuracy = top1(model.eval(), task)
         log(
             f"{task.name} epoch {epoch + 1}/{recipe.epochs} loss {loss.item():.3f} "
@@ -113,6 +102,22 @@ def train(
     state.unlink(missing_ok=True)
     model.eval()
     return model
+
+
+def save_state(path: Path, parts: Mapping[str, Any], epoch: int) -> None:
+    """Writes the state of `parts` (model, optimizer, ...) after `epoch` epochs, in one step."""
+    with replacing(path) as aside:
+        torch.save({name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch}, aside)
+
+
+def load_state(path: Path, parts: Mapping[str, Any]) -> int:
+    """Puts `parts` into the state `path` holds, and returns after how many epochs it was written; 0 without a file."""
+    if not path.is_file():
+        return 0
+    saved = torch.load(path)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return int(saved["epoch"])
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -138,18 +143,32 @@ def top1(model: nn.Module, task: Classification) -> float:
 def main() -> int:
     """Trains one built-in network: `python -m search.tasks.training NAME [--out FILE] [--seed N]`."""
     parser = argparse.ArgumentParser(prog="python -m search.tasks.training", description=main.__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, help="default: the package's own checkpoint")
+    parser.add_argument("name", choices=sorted([*RECIPES, "text"]))
+    parser.add_argument("--out", type=Path, help="file, for `text` folder; default: the package's own checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    make_task, recipe = RECIPES[arguments.name]
-    out = arguments.out or CHECKPOINTS / f"{arguments.name}.safetensors"
     try:
-        train(make_task(), recipe, out, arguments.seed, log=lambda line: print(line, flush=True))
+        run(arguments.name, arguments.out, arguments.seed)
     except BitplanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def run(name: str, out: Path | None, seed: int) -> None:
+    """Trains one built-in network and prints a line per epoch."""
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    if name == "text":
+        from search.tasks.text_training import TextRecipe, train_text
+        from search.tasks.topics import topic_texts
+
+        train_text(topic_texts(), TextRecipe(), out or CHECKPOINTS / "text", seed, log)
+    else:
+        make_task, recipe = RECIPES[name]
+        train(make_task(), recipe, out or CHECKPOINTS / f"{name}.safetensors", seed, log)
 
 
 if __name__ == "__main__":
