@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 benchmark: $(READY)
-	$(BIN)/python experiments/overhead/measure.py
+	$(BIN)/python experiments/engine/forward.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

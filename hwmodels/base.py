@@ -72,10 +72,10 @@ class StorageModel(CostModel):
 
 def storage_cost(layer: Layer, precision: Precision, workload: Workload) -> Cost:
     """Counts a layer's stored bytes and bit operations; time and energy are left at zero."""
-    weight_bits = precision.weight.storage_bits(layer.weight_count, layer.channels) + 32 * layer.bias_count
+    weight_bits = layer.weight_bits(precision.weight) + 32 * layer.bias_count
     has_input = layer.quantizes_input and layer.input_shape
     input_values = math.prod(layer.input_shape[1:]) * workload.batch if has_input else 0
-    parameters_of_input = precision.input.storage_bits(0, 1) if layer.quantizes_input else 0
+    parameters_of_input = precision.input.input_bits() if layer.quantizes_input else 0
     return Cost(
         weight_bytes=(weight_bits + parameters_of_input) / 8,
         activation_bytes=input_values * precision.input.bits / 8,

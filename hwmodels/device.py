@@ -146,9 +146,12 @@ class Capability:
         return self.held_weight_bits or precision.weight.bits
 
     def matches(self, kind: str, precision: Precision) -> bool:
-        """Whether it is about this kind of layer at this precision."""
-        asked = ((self.kinds, kind), (self.weight_bits, precision.weight.bits), (self.input_bits, precision.input.bits))
-        return all(allowed == ANY or value in allowed for allowed, value in asked)
+        """Whether it is about this kind of layer at this precision; widths are those of static integers and float."""
+        asked = ((self.weight_bits, precision.weight), (self.input_bits, precision.input))
+        return (self.kinds == ANY or kind in self.kinds) and all(
+            bits == ANY or ((format.is_float or format.is_static_integer) and format.bits in bits)
+            for bits, format in asked
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from hwmodels.precision import Format
+
 Shape = tuple[int, ...]
 
 
@@ -89,6 +91,10 @@ class Layer(Operation):
     def channels(self) -> int:
         """Number of output channels, each with a weight scale of its own."""
         return self.weight_shape[self.channel_axis]
+
+    def weight_bits(self, format: Format) -> int:
+        """Bits the weight takes in a format, with scales, zero points and codebooks."""
+        return format.storage_bits(self.weight_count, format.groups(self.weight_shape, self.channel_axis))
 
     @property
     def is_depthwise(self) -> bool:

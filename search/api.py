@@ -15,11 +15,11 @@ from search.backends import backend
 from search.backends.base import ExportReport, Verification
 from search.budget import Budget
 from search.errors import ConfigError, closest
-from search.job import Job, Settings, SpaceSettings, settings
+from search.job import Job, RecoverSettings, Settings, SpaceSettings, settings
 from search.plan import Plan
 from search.progress import Progress
-from search.quantize.simulate import QuantizerSettings
-from search.recover import check_repairs
+from search.quality.racing import Racing
+from search.quantize.settings import QuantizerSettings
 from search.report import write_report
 from search.run import search
 from search.rundir import RunDirectory
@@ -44,7 +44,8 @@ def find_plan(
     space: SpaceSettings | Mapping[str, Any] | None = None,
     quantizer: QuantizerSettings | Mapping[str, str] | None = None,
     workload: Workload | None = None,
-    recover: Sequence[str] = (),
+    racing: Mapping[str, Any] | Racing | None = None,
+    recover: Sequence[Any] | Mapping[str, Any] | RecoverSettings = (),
     seed: int = 0,
     run_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -63,7 +64,10 @@ def find_plan(
         space: Formats, pins and ties; see `search.job.SpaceSettings`.
         quantizer: How ranges are chosen; see `search.quantize.simulate.QuantizerSettings`.
         workload: Batch and threads that costs are predicted for.
-        recover: Repairs applied to the winner, such as `["bias_correction"]`.
+        racing: Races policies against better ones, such as `{"tolerance": 0.01}`; see `search.quality.racing.Racing`.
+            Default: all are measured in full.
+        recover: Repairs applied to the winner, such as `["gptq", {"finetune": {"steps": 200}}]`, or what
+            `search.job.RecoverSettings` holds.
         seed: Seed of the strategy.
         run_dir: Where the run's files go; name an earlier one to resume it. Default: a new folder in `runs/`.
         progress: Where to show how far it is.
@@ -78,7 +82,6 @@ def find_plan(
         raise ConfigError("find_plan needs `calibration` and `evaluate` beside a model, or a Task, which has both")
     else:
         task = FunctionTask(model, example_input, calibration, evaluate, **task_settings)
-    check_repairs(recover)
     job = Job(
         task=task,
         cost_model=_cost_model(hardware),
@@ -88,7 +91,10 @@ def find_plan(
         space=_settings(SpaceSettings, space, "space"),
         quantizer=_settings(QuantizerSettings, quantizer, "quantizer"),
         workload=workload or Workload(),
-        recover=tuple(recover),
+        racing=None if racing is None else _settings(Racing, racing, "racing"),
+        recover=_settings(
+            RecoverSettings, {"steps": list(recover)} if isinstance(recover, Sequence) else recover, "recover"
+        ),
         seed=seed,
     )
     result = search(_with_config(job), progress)
@@ -162,7 +168,8 @@ def _with_config(job: Job) -> Job:
         "space": asdict(job.space),
         "quantizer": asdict(job.quantizer),
         "workload": asdict(job.workload),
-        "recover": list(job.recover),
+        "racing": asdict(job.racing) if job.racing else None,
+        "recover": asdict(job.recover),
         "seed": job.seed,
         "model": type(job.task.model).__name__,
     }

@@ -12,9 +12,9 @@ from typing import Any
 from hwmodels import CostModel, Workload
 from search.budget import Budget
 from search.errors import BitplanError, ConfigError, closest
-from search.job import Job, SpaceSettings, settings
-from search.quantize.simulate import QuantizerSettings
-from search.recover import check_repairs
+from search.job import Job, RecoverSettings, SpaceSettings, settings
+from search.quality.racing import Racing
+from search.quantize.settings import QuantizerSettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
 
@@ -41,10 +41,10 @@ class TrackingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoverSettings:
-    """Names of the repairs applied to the winner, in order."""
+class RacingSettings(Racing):
+    """How races are run, and whether; see `search.quality.racing.Racing`."""
 
-    steps: list[str] = dataclasses.field(default_factory=list)
+    enabled: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Config:
     space: SpaceSettings
     budget: Budget
     quantizer: QuantizerSettings
+    racing: RacingSettings
     recover: RecoverSettings
     tracking: TrackingSettings
     export: ExportSettings
@@ -161,8 +162,7 @@ def make_job(config: Any, run_dir: Path) -> Job:
     for key in values:
         if key not in known:
             raise ConfigError(f"{key} is no setting{closest(key, known)}; allowed: {', '.join(known)}")
-    steps = settings(RecoverSettings, values["recover"], "recover").steps
-    check_repairs(steps)
+    racing = settings(RacingSettings, values["racing"], "racing")
     return Job(
         strategy=build(config.strategy, Strategy, "strategy"),
         cost_model=build(config.hardware, CostModel, "hardware"),
@@ -171,7 +171,8 @@ def make_job(config: Any, run_dir: Path) -> Job:
         quantizer=settings(QuantizerSettings, values["quantizer"], "quantizer"),
         workload=settings(Workload, values["workload"], "workload"),
         task=build(config.task, Task, "task"),
-        recover=tuple(steps),
+        racing=racing if racing.enabled else None,
+        recover=settings(RecoverSettings, values["recover"], "recover"),
         seed=values["seed"],
         run_dir=run_dir,
         config=values,

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hwmodels import CostModel, Workload
+from hwmodels import CostModel, Precision, Workload
 from search.budget import Budget
 from search.errors import ConfigError, closest
 from search.plan import Plan
-from search.quantize.simulate import QuantizerSettings
+from search.quality.racing import Racing
+from search.quantize.settings import QuantizerSettings
+from search.recover import parse_steps
 from search.rundir import RunDirectory
 from search.strategies.base import Strategy
 from search.tasks.task import Task
@@ -51,19 +53,47 @@ class SpaceSettings:
         weight: Weight formats each layer may take.
         input: Input formats each tensor may take.
         pins: Layer name, glob pattern, `first` or `last`, to the precision that is fixed.
-        ties: Lists of layer names or patterns that share a precision.
+        ties: Lists of layer names or patterns that share a precision; `auto` ties layers of one kind that read the
+            same tensor, such as the projections to queries, keys and values.
     """
 
     weight: list[str] = field(default_factory=lambda: ["int2", "int3", "int4", "int5", "int6", "int8"])
     input: list[str] = field(default_factory=lambda: ["uint4", "uint6", "uint8"])
     pins: dict[str, str] | None = None
-    ties: list[list[str]] | None = None
+    ties: list[list[str]] | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pins or {}, Mapping):
             raise ConfigError(f"space.pins={self.pins} must map layers to precisions, such as {{first: int8}}")
-        if not isinstance(self.ties or [], list) or not all(isinstance(tie, list) for tie in self.ties or []):
-            raise ConfigError(f"space.ties={self.ties} must be a list of lists of layers, such as [[conv1, conv2]]")
+        is_list = isinstance(self.ties, list) and all(isinstance(tie, list) for tie in self.ties)
+        if not (is_list or self.ties in (None, "auto")):
+            raise ConfigError(
+                f"space.ties={self.ties} must be auto, or a list of lists of layers, such as [[conv1, conv2]]"
+            )
+
+
+@dataclass(frozen=True)
+class RecoverSettings:
+    """Which repairs are applied, and when.
+
+    Attributes:
+        before: Repairs of the network before the search, in order; a name, or a mapping from the name to its options.
+        steps: Repairs of the winner, likewise.
+        at: Precision that the repairs before the search repair for, such as `int4/uint8`; null takes the middle format
+            of every choice.
+    """
+
+    before: list[Any] = field(default_factory=list)
+    steps: list[Any] = field(default_factory=list)
+    at: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_steps(self.before, "recover.before")
+        parse_steps(self.steps, "recover.steps")
+        try:
+            Precision.parse(self.at or "float")
+        except ValueError as error:
+            raise ConfigError(f"recover.at: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,8 @@ class Job:
         space: The formats to choose from, pins and ties.
         quantizer: How ranges are chosen.
         workload: What the cost model prices.
-        recover: Names of the repairs applied to the winner, in order.
+        racing: How policies are raced against better ones; None where all are measured in full.
+        recover: The repairs.
         seed: Seed of the strategy.
         config: The settings as the user gave them, for the record and for telling whether a run may be resumed.
     """
@@ -92,7 +123,8 @@ class Job:
     space: SpaceSettings = field(default_factory=SpaceSettings)
     quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
     workload: Workload = field(default_factory=Workload)
-    recover: tuple[str, ...] = ()
+    racing: Racing | None = None
+    recover: RecoverSettings = field(default_factory=RecoverSettings)
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 

@@ -8,17 +8,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+
 from search.policy import Policy
 from search.pricing import Pricing
-from search.quality.evaluate import Evaluator
+from search.quality.evaluate import Evaluator, Finish
+from search.quality.incumbents import Incumbents
 from search.quality.sensitivity import SensitivityTable
 from search.trials import State, Trial, TrialLog
 
 PROPOSALS_PER_EVALUATION = 50
-"""Infeasible policies cost no evaluation; this many proposals for each evaluation end a search that finds no others."""
+"""Infeasible policies cost no evaluation; this many of them for each evaluation end a search that finds no others."""
+
+ROUNDING = 1e-9
+"""Shares of evaluations add up no better than this."""
 
 
 class Allowance(Protocol):
@@ -35,9 +42,11 @@ class SpentError(Exception):
 class Objective:
     """Calls measure a policy on the selection split and return its trial.
 
-    A policy over budget is logged as `infeasible` with its cost and not measured. Every call for a measured policy
-    spends one evaluation and the seconds the measurement took, whether it is measured now or known from the log, so
-    that resuming replays a strategy from its seed and stops where the undisturbed run would have.
+    A policy over budget is logged as `infeasible` with its cost and not measured. Where the evaluator races, a policy
+    runs against all incumbents whose primary cost is no greater, and is logged as `stopped` where it lost: never the
+    best, never on a front. Every call for a measured policy spends the share of an evaluation that was measured and
+    the seconds that took, whether it is measured now or known from the log, so that resuming replays a strategy from
+    its seed and stops where the undisturbed run would have.
 
     Attributes:
         pricing: Prices policies.
@@ -77,15 +86,19 @@ class Objective:
         self.primary_cost = primary_cost
         self.quality_drop = quality_drop
         self.higher_is_better = evaluator.task.higher_is_better
-        self.spent_evaluations = 0
+        self.spent_evaluations = 0.0
         self.spent_seconds = 0.0
         self._evaluator = evaluator
         self._log = log
-        self._known = {(trial.digest, trial.fidelity): trial for trial in log.trials}
+        self._known = {_key(trial): trial for trial in log.trials}
         self._allowance = allowance
         self._score = score
         self._on_trial = on_trial
-        self._proposals = 0
+        self._free_proposals = 0
+        self._incumbents = Incumbents(
+            lambda policy: evaluator.scores(policy, "selection"),
+            evaluator.directory / "incumbents" if evaluator.directory else None,
+        )
 
     @cached_property
     def sensitivity(self) -> SensitivityTable:
@@ -93,8 +106,8 @@ class Objective:
         return self._score()
 
     @property
-    def remaining(self) -> int:
-        """Evaluations left."""
+    def remaining(self) -> float:
+        """Evaluations left; not whole where races were stopped or parts of the split asked for."""
         return max(self._allowance.evaluations - self.spent_evaluations, 0)
 
     def __call__(self, policy: Policy, fidelity: float = 1.0) -> Trial:
@@ -107,16 +120,19 @@ class Objective:
         Raises:
             SpentError: If nothing is left to spend.
         """
-        self._check_allowance()
-        self._proposals += 1
+        self._check_allowance(fidelity)
         known = self._known.get((policy.digest, fidelity))
-        trial = known or self._try(policy, fidelity)
+        trial, scores = (known, None) if known else self._try(policy, fidelity)
         if not known:
             self._log.append(trial)
             self._known[policy.digest, fidelity] = trial
-        if trial.state != "infeasible":
-            self.spent_evaluations += 1
+        if trial.state == "infeasible":
+            self._free_proposals += 1
+        else:
+            self.spent_evaluations += trial.fidelity
             self.spent_seconds += trial.seconds
+        if trial.state == "complete" and self._races(fidelity):
+            self._incumbents.add(trial.policy, self.primary(trial), trial.drop, scores)
         self._on_trial(trial, known is not None)
         return trial
 
@@ -138,14 +154,14 @@ class Objective:
         return self.sensitivity.predict(self.space.encode(policy))
 
     def loss(self, trial: Trial) -> float:
-        """What a measured trial is minimised by: its drop, or its cost where the budget limits the drop."""
+        """What a measured or stopped trial is minimised by: its drop, or its cost where the budget limits the drop."""
         return trial.drop if self.quality_drop is None else self.primary(trial)
 
     def violations(self, trial: Trial) -> dict[str, float]:
         """How far a trial is over each limit, the quality drop's included; at most 0 where the limit holds."""
         violations = self.excess(trial.policy)
         if self.quality_drop is not None:
-            violations["quality_drop"] = trial.certain_drop - self.quality_drop if trial.state == "complete" else 1.0
+            violations["quality_drop"] = trial.certain_drop - self.quality_drop if trial.is_measured else 1.0
         return violations
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
@@ -160,9 +176,10 @@ class Objective:
         cost = trial.cost[self.primary_cost]
         return math.inf if cost is None else cost
 
-    def _check_allowance(self) -> None:
+    def _check_allowance(self, fidelity: float) -> None:
         allowance = self._allowance
-        if not self.remaining or self._proposals >= PROPOSALS_PER_EVALUATION * allowance.evaluations:
+        is_spent = self.remaining < fidelity - ROUNDING
+        if is_spent or self._free_proposals >= PROPOSALS_PER_EVALUATION * allowance.evaluations:
             raise SpentError
         if allowance.seconds is not None and self.spent_seconds >= allowance.seconds:
             raise SpentError
@@ -170,17 +187,39 @@ class Objective:
     def _keeps_limits(self, costs: Mapping[str, float]) -> bool:
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
-    def _try(self, policy: Policy, fidelity: float) -> Trial:
+    def _races(self, fidelity: float) -> bool:
+        return self._evaluator.racing is not None and fidelity == 1.0
+
+    def _try(self, policy: Policy, fidelity: float) -> tuple[Trial, np.ndarray | None]:
+        """Prices a policy and measures it if it is within budget; returns its scores where others may race it."""
         costs = self.pricing.costs(policy)
+        cost = {name: None if math.isnan(value) else value for name, value in costs.items()}
         metrics: dict[str, float | None] = {}
         if "sensitivity" in self.__dict__:
             metrics["predicted"] = self.predict(policy)
-        state: State = "infeasible"
+        trial = Trial(len(self._log.trials), policy, fidelity, metrics, cost, 0.0, "infeasible")
+        if not self._keeps_limits(costs):
+            return trial, None
+        races = self._races(fidelity)
+        incumbents = self._incumbents.scores(self.primary(trial)) if races else []
         started = time.perf_counter()
-        if self._keeps_limits(costs):
-            quality = self._evaluator.measure(policy, "selection", fidelity).to_dict()
-            metrics = {"quality": quality.pop("value"), **quality, **metrics}
-            state = "complete" if metrics["quality"] is not None else "failed"
-        seconds = round(time.perf_counter() - started, 6)
-        cost = {name: None if math.isnan(value) else value for name, value in costs.items()}
-        return Trial(len(self._log.trials), policy, fidelity, metrics, cost, seconds, state)
+        if races:
+            finish = self._evaluator.race(policy, incumbents)
+        else:
+            finish = Finish(self._evaluator.measure(policy, "selection", fidelity), fidelity)
+        quality = finish.quality.to_dict()
+        metrics = {"quality": quality.pop("value"), **quality, **metrics}
+        state: State = "stopped" if finish.fidelity < fidelity else "complete"
+        measured = replace(
+            trial,
+            fidelity=finish.fidelity,
+            metrics=metrics,
+            seconds=round(time.perf_counter() - started, 6),
+            state="failed" if metrics["quality"] is None else state,
+        )
+        return measured, finish.scores
+
+
+def _key(trial: Trial) -> tuple[str, float]:
+    """What a trial answers: a policy's digest and the fidelity asked for; only whole measurements are stopped."""
+    return trial.digest, 1.0 if trial.state == "stopped" else trial.fidelity

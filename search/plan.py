@@ -19,13 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hwmodels import FLOAT, Layer, Network, Precision
+from hwmodels import Format, Layer, Network, Precision
 from search.errors import DataError, closest
 from search.files import replacing, write_text
 from search.policy import Policy
 from search.quantize.affine import Range
 from search.quantize.fold import Fold, apply_folds
-from search.quantize.simulate import QuantizedModel, Ranges
+from search.quantize.formats import parameter_names
+from search.quantize.placement import Point, formats_of
+from search.quantize.settings import QuantizerSettings, Ranges
+from search.quantize.simulate import QuantizedModel
 
 SCHEMA = "bitplan/1"
 
@@ -47,6 +50,7 @@ class PlannedLayer(Record):
         weight_shape: Shape of the weight.
         channel_axis: Axis of the weight with one scale per entry.
         quantizes_input: False for weight-only layers.
+        reads: The tensors it reads.
         compute: Type the target really computes in.
         latency_s: Predicted seconds; None where unknown.
         energy_j: Predicted joules; None where unknown.
@@ -61,6 +65,7 @@ class PlannedLayer(Record):
     weight_shape: tuple[int, ...]
     channel_axis: int
     quantizes_input: bool
+    reads: tuple[str, ...]
     compute: str
     latency_s: float | None
     energy_j: float | None
@@ -98,6 +103,15 @@ class PlannedBudget(Record):
     verdict: Literal["met", "missed", "undecided"]
 
 
+class PlannedRepair(Record):
+    """A repair that was tried: the drop before and after it on the selection split, and whether it was kept."""
+
+    repair: str
+    before: float
+    after: float
+    kept: bool
+
+
 class TensorFile(Record):
     """The file beside the plan, by name and content."""
 
@@ -128,7 +142,7 @@ class Plan(Record):
     strategy: str
     seed: int
     quantizer: dict[str, Any]
-    recover: list[str]
+    recover: tuple[PlannedRepair, ...]
     space: dict[str, Any]
     budget: PlannedBudget
     average_weight_bits: float
@@ -138,6 +152,7 @@ class Plan(Record):
     quality: MeasuredQuality
     selection: MeasuredQuality
     layers: tuple[PlannedLayer, ...]
+    points: tuple[Point, ...]
     versions: dict[str, str]
     config: dict[str, Any]
     tensors: TensorFile
@@ -157,25 +172,36 @@ class Plan(Record):
     @property
     def network(self) -> Network:
         """The layers, as far as the simulation needs them."""
-        names = ("name", "kind", "weight_shape", "channel_axis", "quantizes_input")
+        names = ("name", "kind", "weight_shape", "channel_axis", "quantizes_input", "reads")
         return Network(tuple(Layer(**{name: getattr(layer, name) for name in names}) for layer in self.layers))
 
     @property
     def ranges(self) -> Ranges:
-        """The scales and zero points of every quantized weight and input."""
+        """The scales, zero points and codebooks of every quantized tensor."""
         ranges = Ranges()
+        for tensor, format in formats_of(self.points, self.network, self.policy, self._operation_format).items():
+            if f"{tensor}/tensor_scale" in self._tensors:
+                ranges.tensors[tensor, format] = self._range(f"{tensor}/tensor")
         for name, precision in self.policy.items():
             if not precision.weight.is_float:
-                ranges.weights[name, precision.weight] = self._tensors[f"{name}/weight_scale"]
-            if not precision.input.is_float:
-                scale, zero = self._tensors[f"{name}/input_scale"], self._tensors[f"{name}/input_zero_point"]
-                ranges.inputs[name, precision.input] = Range(float(scale), int(zero))
+                ranges.weights[name, precision.weight] = self._tensors_of(f"{name}/weight_")
+            if precision.input.has_static_range:
+                ranges.inputs[name, precision.input] = self._range(f"{name}/input")
         return ranges
+
+    def _range(self, prefix: str) -> Range:
+        return Range(float(self._tensors[f"{prefix}_scale"]), int(self._tensors[f"{prefix}_zero_point"]))
+
+    @property
+    def _operation_format(self) -> Format:
+        return Format.parse(self.quantizer["operation_format"])
 
     @property
     def altered(self) -> dict[str, Tensor]:
-        """Parameters of the folded model that a repair changed, by parameter name."""
-        prefix = "altered/"
+        """Parameters and buffers of the folded model that a repair changed, by name."""
+        return self._tensors_of("altered/")
+
+    def _tensors_of(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
 
     def simulate(self, model: nn.Module) -> QuantizedModel:
@@ -185,10 +211,12 @@ class Plan(Record):
             DataError: If `model` is not the one the plan was made for.
         """
         self.check(model)
-        folded = apply_folds(model, tuple(Fold(*names) for names in self.model.folded)).eval()
-        simulated = QuantizedModel(folded, self.network, ranges=self.ranges)
-        simulated.alter(self.altered)
-        simulated.apply(self.policy)
+        settings = QuantizerSettings(operation_format=str(self._operation_format))
+        with torch.inference_mode(False), torch.no_grad():  # parameters outlive the caller's mode
+            folded = apply_folds(model, tuple(Fold(*names) for names in self.model.folded)).eval()
+            simulated = QuantizedModel(folded, self.network, settings, self.ranges, points=self.points)
+            simulated.alter(self.altered, keep_ranges=True)
+            simulated.apply(self.policy)
         return simulated
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -282,8 +310,9 @@ class Plan(Record):
             raise DataError(f"{beside} is damaged: {error}") from error
         for layer in self.layers:
             precision = Precision.parse(f"{layer.weight}/{layer.input}")
-            needed = [f"{layer.name}/weight_scale"] * (precision.weight != FLOAT)
-            needed += [f"{layer.name}/input_scale", f"{layer.name}/input_zero_point"] * (precision.input != FLOAT)
+            needed = [f"{layer.name}/weight_{key}" for key in parameter_names(precision.weight)]
+            if precision.input.has_static_range:
+                needed += [f"{layer.name}/input_scale", f"{layer.name}/input_zero_point"]
             for name in needed:
                 if name not in self._tensors:
                     raise DataError(
@@ -292,16 +321,27 @@ class Plan(Record):
 
 
 def plan_tensors(simulated: QuantizedModel, policy: Policy, altered: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Collects the scales and zero points a policy uses, and the altered parameters, by their name in the file."""
+    """Collects what places a policy's formats on the number line, and the altered tensors, by name in the file."""
     tensors = {f"altered/{name}": value.detach().clone() for name, value in altered.items()}
     for layer, precision in policy.items():
         if not precision.weight.is_float:
-            tensors[f"{layer}/weight_scale"] = simulated.weight_scale(layer, precision.weight).clone()
-        if not precision.input.is_float:
-            range_ = simulated.input_range(layer, precision.input)
-            tensors[f"{layer}/input_scale"] = torch.tensor(range_.scale, dtype=torch.float32)
-            tensors[f"{layer}/input_zero_point"] = torch.tensor(range_.zero_point, dtype=torch.int32)
+            for key, value in simulated.weight_parameters(layer, precision.weight).items():
+                tensors[f"{layer}/weight_{key}"] = value.clone()
+        if precision.input.has_static_range:
+            tensors |= _range_tensors(f"{layer}/input", simulated.input_range(layer, precision.input))
+    operation_format = Format.parse(simulated.settings.operation_format)
+    read = {point.tensor for point in simulated.points if point.readers}  # have the range of the input they are
+    for tensor, format in formats_of(simulated.points, simulated.network, policy, operation_format).items():
+        if format.has_static_range and tensor not in read:
+            tensors |= _range_tensors(f"{tensor}/tensor", simulated.tensor_range(tensor, format))
     return tensors
+
+
+def _range_tensors(prefix: str, range_: Range) -> dict[str, Tensor]:
+    return {
+        f"{prefix}_scale": torch.tensor(range_.scale, dtype=torch.float32),
+        f"{prefix}_zero_point": torch.tensor(range_.zero_point, dtype=torch.int32),
+    }
 
 
 def pack(tensors: Mapping[str, Tensor], model_digests: Mapping[str, str]) -> bytes:

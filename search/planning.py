@@ -6,13 +6,11 @@ import hashlib
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from search.front import verdict
 from search.job import Job
@@ -24,6 +22,7 @@ from search.plan import (
     PlannedBudget,
     PlannedCost,
     PlannedLayer,
+    PlannedRepair,
     TensorFile,
     fingerprint,
     pack,
@@ -33,7 +32,8 @@ from search.plan import (
 from search.policy import Policy
 from search.pricing import Pricing
 from search.quality.evaluate import Evaluator, Quality
-from search.quantize.simulate import QuantizedModel
+from search.quantize.fold import Fold, apply_folds
+from search.recover import Gain
 from search.rundir import UNRELATED
 
 PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
@@ -42,28 +42,28 @@ PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
 def make_plan(
     job: Job,
     objective: Objective,
-    simulated: QuantizedModel,
     evaluator: Evaluator,
     policy: Policy,
     qualities: Mapping[str, Quality],
     folded: tuple[tuple[str, str], ...] = (),
-    altered: Mapping[str, Tensor] | None = None,
+    gains: Sequence[Gain] = (),
 ) -> Plan:
     """Writes the plan of a policy.
 
     Args:
         job: The settings.
         objective: Prices and limits.
-        simulated: Gives the scales and zero points.
-        evaluator: Gives the float network's quality.
+        evaluator: Gives the float network's quality, and the simulated network as repaired.
         policy: What won.
         qualities: Its quality on the `selection` and the `report` split.
         folded: Layer and batch norm of every fold.
-        altered: Parameters a repair changed.
+        gains: What repairs gained.
     """
+    folds = tuple(Fold(*names) for names in folded)
+    altered = evaluator.simulated.altered(apply_folds(job.task.model, folds), policy)
     pricing = objective.pricing
     costs = pricing.costs(policy)
-    tensors = plan_tensors(simulated, policy, altered or {})
+    tensors = plan_tensors(evaluator.simulated, policy, altered)
     digests = tensor_digests(job.task.model)
     measured = {
         split: _measured(job, split, quality, evaluator.float_quality(split).value)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def make_plan(
         strategy=job.strategy.name,
         seed=job.seed,
         quantizer=asdict(job.quantizer),
-        recover=list(job.recover) if altered else [],
+        recover=tuple(PlannedRepair(repair=g.repair, before=g.before, after=g.after, kept=g.kept) for g in gains),
         space=asdict(job.space),
         budget=PlannedBudget(
             limits=job.budget.given(),
@@ -96,6 +96,7 @@ def make_plan(
         quality=measured["report"],
         selection=measured["selection"],
         layers=_planned_layers(pricing, policy),
+        points=evaluator.simulated.points,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         config={key: value for key, value in job.config.items() if key not in UNRELATED},
         tensors=TensorFile(file="plan.safetensors", sha256=hashlib.sha256(pack(tensors, digests)).hexdigest()),
@@ -124,6 +125,7 @@ def _planned_layers(pricing: Pricing, policy: Policy) -> tuple[PlannedLayer, ...
             weight_shape=layer.weight_shape,
             channel_axis=layer.channel_axis,
             quantizes_input=layer.quantizes_input,
+            reads=layer.reads,
             compute=report.layers[layer.name].compute,
             latency_s=_or_none(report.layers[layer.name].cost.latency_s),
             energy_j=_or_none(report.layers[layer.name].cost.energy_j),

@@ -61,5 +61,5 @@ class Policy(Mapping[str, Precision]):
 
     def effective_bits(self, network: Network) -> float:
         """Mean stored bits per weight, scales and zero points counted."""
-        bits = sum(self[layer.name].weight.storage_bits(layer.weight_count, layer.channels) for layer in network)
+        bits = sum(layer.weight_bits(self[layer.name].weight) for layer in network)
         return bits / network.weight_count

@@ -115,7 +115,9 @@ def trial_points(trials: Iterable[Trial], started: int, higher_is_better: bool) 
     elapsed, best = 0.0, None
     for trial in trials:
         elapsed += trial.seconds
-        values = {"seconds": trial.seconds, "fidelity": trial.fidelity, **trial.cost, **trial.metrics}
+        values = {"seconds": trial.seconds, "fidelity": trial.fidelity, **trial.cost}
+        prefix = "stopped/" if trial.state == "stopped" else ""  # estimates, not to be drawn beside full measurements
+        values |= {f"{prefix}{key}": value for key, value in trial.metrics.items()}
         if trial.state == "complete" and trial.fidelity == 1.0:
             best = trial.quality if best is None else (max if higher_is_better else min)(best, trial.quality)
             values["best_quality"] = best

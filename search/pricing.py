@@ -76,10 +76,7 @@ class Pricing:
             nominal = [
                 sum(p[i].weight.bits * layer.weight_count for layer, p in layers) for i in range(len(unit.choices))
             ]
-            stored = [
-                sum(p[i].weight.storage_bits(layer.weight_count, layer.channels) for layer, p in layers)
-                for i in range(len(unit.choices))
-            ]
+            stored = [sum(layer.weight_bits(p[i].weight) for layer, p in layers) for i in range(len(unit.choices))]
             columns["average_weight_bits"].append(np.array(nominal) / self.network.weight_count)
             columns["effective_bits"].append(np.array(stored) / self.network.weight_count)
         return {name: tuple(arrays) for name, arrays in columns.items()}

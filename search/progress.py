@@ -58,7 +58,7 @@ class BarProgress(Progress):
         self._bars = RichProgress(*columns, console=console, transient=True)
         self._bar = self._bars.add_task("starting", total=None)
         self._evaluations = evaluations
-        self._measured = 0
+        self._measured = 0.0
         self._bars.start()
 
     def stage(self, name: str) -> None:
@@ -68,7 +68,7 @@ class BarProgress(Progress):
         self._bars.update(self._bar, completed=done, total=total)
 
     def trial(self, trial: Trial, known: bool) -> None:
-        self._measured += trial.state != "infeasible"
+        self._measured += 0.0 if trial.state == "infeasible" else trial.fidelity
         self._bars.update(
             self._bar,
             description=f"measuring policies: {describe(trial, known)}",
@@ -83,6 +83,10 @@ class BarProgress(Progress):
 def describe(trial: Trial, known: bool = False) -> str:
     """One line about a trial."""
     bits = trial.cost["average_weight_bits"]
-    quality = f"quality {trial.quality:.4f} drop {trial.drop:+.4f}" if trial.state == "complete" else trial.state
+    quality: str = trial.state
+    if trial.state == "complete":
+        quality = f"quality {trial.quality:.4f} drop {trial.drop:+.4f}"
+    elif trial.state == "stopped":
+        quality = f"stopped after {trial.metrics['samples']} samples, drop about {trial.drop:+.4f}"
     source = "known" if known else f"{trial.seconds:.2f} s"
     return f"trial {trial.number} {trial.digest} {quality} at {bits:.2f} bits ({source})"

@@ -158,10 +158,11 @@ def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
             f"The rank correlation of predicted losses with measured drops is low ({correlation:.2f}). "
             "Trust the measurements, not the prediction."
         )
-    if plan.recover:
-        found.append(
-            f"The winner was repaired ({', '.join(plan.recover)}): its table counts that, the front shows it before."
-        )
+    found += [
+        f"{step.repair} took the drop on the selection split from {step.before:+.4f} to {step.after:+.4f}"
+        + (", and was kept: the winner's table counts it." if step.kept else ", and was not kept.")
+        for step in plan.recover
+    ]
     return found
 
 
@@ -250,7 +251,7 @@ def identity_rows(about: Mapping[str, Any], plan: Plan) -> Rows:
         "started": _time(about.get("started")),
         "finished": _time(about.get("finished")),
         "seconds": significant(about.get("seconds")),
-        "evaluations": f"{about['evaluations']:,}",
+        "evaluations": f"{about['evaluations']:,.6g}",
         "rank correlation of predicted loss and measured drop": "not available"
         if correlation is None
         else f"{correlation:.3f}",

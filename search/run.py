@@ -8,8 +8,8 @@ from contextlib import suppress
 from uuid import uuid4
 
 import numpy as np
-from torch import Tensor
 
+from hwmodels import Precision
 from search.assignment import check_feasible
 from search.errors import BitplanError
 from search.front import compose_front, front_table, rank_correlation
@@ -23,9 +23,10 @@ from search.quality.evaluate import Evaluator, Quality
 from search.quality.sensitivity import SensitivityTable, score_choices
 from search.quantize.fold import fold_batch_norm
 from search.quantize.simulate import QuantizedModel
-from search.recover import repair
+from search.recover import Gain, parse_steps, recover
 from search.rundir import RunDirectory
-from search.space import build_space
+from search.space import SearchSpace, build_space
+from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
 from search.trials import Trial, TrialLog
 
@@ -71,7 +72,8 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     network = trace(folded.model, task.example_input)
     run.write_layers(network.to_rows())
 
-    ties = [*(job.space.ties or []), *map(list, shared_parameters(folded.model, network))]
+    asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
+    ties = [*asked, *map(list, shared_parameters(folded.model, network))]
     space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
     pricing = Pricing(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
@@ -81,8 +83,15 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     progress.stage("calibrating ranges")
     simulated = QuantizedModel(folded.model, network, job.quantizer, reuse_memory=True)
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
-    evaluator = Evaluator(task, simulated, run.path)
+    evaluator = Evaluator(task, simulated, run.path, job.racing)
     evaluator.float_scores("selection")
+    gains: tuple[Gain, ...] = ()
+    if job.recover.before:
+        evaluator.float_scores("report")
+        middle = _middle(space, job.recover.at)
+        repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path)
+        simulated, gains = repaired.simulated, repaired.gains
+        evaluator = evaluator.of(simulated)
 
     def score() -> SensitivityTable:
         progress.stage("scoring choices")
@@ -121,24 +130,32 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     run.write_table("front.csv", front)
 
     selection, report_key = Quality.of_trial(winner.metrics), winner.digest
-    altered: dict[str, Tensor] = {}
-    if job.recover:
-        progress.stage("repairing the winner")
-        altered, selection = repair(job.recover, evaluator, winner.policy, selection)
-        report_key += "+" + "+".join(job.recover) if altered else ""
+    if job.recover.steps:
+        repaired = recover(parse_steps(job.recover.steps), evaluator, winner.policy, progress.stage, run.path)
+        evaluator, selection = evaluator.of(repaired.simulated), repaired.quality
+        gains += repaired.gains
+        report_key += "".join(f"+{gain.repair}" for gain in repaired.gains if gain.kept)
     qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}
-    plan = make_plan(job, objective, simulated, evaluator, winner.policy, qualities, folded.folds, altered)
+    plan = make_plan(job, objective, evaluator, winner.policy, qualities, folded.folds, gains)
     plan.save(run.file("plan.json"))
 
     run.update(
         digest=plan.digest,
         verdict=plan.budget.verdict,
-        evaluations=objective.spent_evaluations,
+        evaluations=round(objective.spent_evaluations, 3),
         limits=limits,
         primary_cost=objective.primary_cost,
         rank_correlation=rank_correlation(log.trials),
     )
     return Result(plan, front, run)
+
+
+def _middle(space: SearchSpace, precision: str | None) -> Policy:
+    """The policy that repairs before the search repair for: the given precision, or each choice's middle format."""
+    middle = space.decode([len(decision.formats) // 2 for decision in space.decisions])
+    if precision is None:
+        return middle
+    return Policy({layer: space.precision_of(layer, Precision.parse(precision)) for layer in middle})
 
 
 def best_trial(objective: Objective, trials: list[Trial]) -> Trial:

@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
 from hwmodels import FLOAT, Format, Network, Precision
+from hwmodels.precision import Side
 from search.errors import ConfigError, closest
 from search.policy import Policy
 
@@ -35,7 +35,7 @@ class Decision:
     """
 
     name: str
-    side: Literal["weight", "input"]
+    side: Side
     layers: tuple[str, ...]
     formats: tuple[Format, ...]
 
@@ -164,7 +164,7 @@ def build_space(
     Raises:
         ConfigError: If a format, pattern, pin or tie is wrong, or pins contradict each other.
     """
-    weights, inputs = _formats("space.weight", weight), _formats("space.input", input)
+    weights, inputs = _formats("weight", weight), _formats("input", input)
     pinned_weight, pinned_input = _pins(network, pins or {})
     units = _units(network, ties or [])
 
@@ -185,15 +185,24 @@ def build_space(
     return SearchSpace(tuple(decisions), tuple(built), weight_only)
 
 
-def _formats(key: str, names: Sequence[str]) -> tuple[Format, ...]:
-    """Parses the formats of a config key, ordered from few bits to many."""
+def _formats(side: Side, names: Sequence[str]) -> tuple[Format, ...]:
+    """Parses the formats of `space.weight` or `space.input`, ordered from few bits to many."""
+    key = f"space.{side}"
     if not names:
         raise ConfigError(f"{key} is empty; name at least one format, such as int8, uint8 or float")
     try:
         formats = {Format.parse(name) for name in names}
+        for format in formats:
+            format.check(side)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
-    return tuple(sorted(formats, key=lambda format: (format.bits, format.is_float, format.signed)))
+    return tuple(sorted(formats, key=lambda format: (_size(format), format.is_float, format.signed, str(format))))
+
+
+def _size(format: Format) -> tuple[int, float]:
+    """Bits per value, then what is stored beside them, on a matrix of a usual size."""
+    side = 1 << 10
+    return format.bits, format.effective_bits(side * side, format.groups((side, side)))
 
 
 def match_layers(network: Network, pattern: str, key: str) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from search.files import JsonLines
 from search.policy import Policy
 
-State = Literal["complete", "infeasible", "failed"]
-"""Measured; over budget, hence not measured; measured, but the metric is not a number."""
+State = Literal["complete", "infeasible", "failed", "stopped"]
+"""Measured; over budget, hence not measured; measured, but the metric is not a number; measured on part of the split
+only, because another policy of no greater cost is surely better."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Trial:
     Attributes:
         number: Counts from 0 in the order of the log.
         policy: The policy.
-        fidelity: Share of the selection split it was measured on.
+        fidelity: Share of the selection split it was measured on; of an infeasible policy, that it was asked for.
         metrics: `quality`, `samples`, `drop`, `drop_low`, `drop_high` on the selection split, and `predicted`, the
-            sensitivity's forecast of its loss, where known; empty for an infeasible policy.
+            sensitivity's forecast of its loss, where known; empty for an infeasible policy. Of a stopped trial they
+            are estimates from `samples` samples.
         cost: Predicted costs in SI units, None where the hardware model knows none.
         seconds: Time the measurement took.
         state: What came of it.
@@ -41,6 +43,11 @@ class Trial:
     def digest(self) -> str:
         """The policy's digest."""
         return self.policy.digest
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a quality, be it an estimate."""
+        return self.state in ("complete", "stopped")
 
     @property
     def quality(self) -> float:

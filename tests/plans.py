@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from search.plan import (
 from search.policy import Policy
 from search.quality.evaluate import Evaluator
 from search.quantize.fold import fold_batch_norm
+from search.quantize.settings import QuantizerSettings
 from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Split, Task
 from search.trace import trace
@@ -102,8 +104,8 @@ def make_plan(
         workload={"batch": 1},
         strategy="none",
         seed=0,
-        quantizer={},
-        recover=[],
+        quantizer=asdict(QuantizerSettings()),
+        recover=(),
         space={},
         budget=PlannedBudget(limits={}, reference="float", verdict="met"),
         average_weight_bits=chosen.average_weight_bits(network),
@@ -113,6 +115,7 @@ def make_plan(
         quality=quality,
         selection=quality,
         layers=tuple(_planned_layer(layer, chosen[layer.name]) for layer in network),
+        points=(),
         versions={},
         config={},
         tensors=TensorFile(file="plan.safetensors", sha256=hashlib.sha256(pack(tensors, digests)).hexdigest()),
@@ -129,6 +132,7 @@ def _planned_layer(layer: Layer, precision: Precision) -> PlannedLayer:
         weight_shape=layer.weight_shape,
         channel_axis=layer.channel_axis,
         quantizes_input=layer.quantizes_input,
+        reads=layer.reads,
         compute="fp32",
         latency_s=None,
         energy_j=None,

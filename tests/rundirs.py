@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 
 from search.plan import MeasuredQuality, ModelRecord, Plan, PlannedBudget, PlannedCost, PlannedLayer, TensorFile, pack
 from search.policy import Policy
+from search.quantize.settings import QuantizerSettings
 from search.rundir import RunDirectory
 from search.trials import Trial, TrialLog
 
@@ -93,6 +95,7 @@ def make_plan() -> Plan:
             weight_shape=(2, 3),
             channel_axis=0,
             quantizes_input=True,
+            reads=(),
             compute="float32",
             latency_s=None,
             energy_j=None,
@@ -125,8 +128,8 @@ def make_plan() -> Plan:
         workload={"batch": 1},
         strategy="solver",
         seed=0,
-        quantizer={},
-        recover=[],
+        quantizer=asdict(QuantizerSettings()),
+        recover=(),
         space={},
         budget=PlannedBudget(limits={"size_ratio": 0.14}, reference="float", verdict="met"),
         average_weight_bits=4.0,
@@ -139,6 +142,7 @@ def make_plan() -> Plan:
         quality=selection.model_copy(update={"split": "report", "value": 0.94}),
         selection=selection,
         layers=layers,
+        points=(),
         versions={},
         config={},
         tensors=TensorFile(file="plan.safetensors", sha256=hashlib.sha256(pack(tensors, {})).hexdigest()),

@@ -123,7 +123,7 @@ class TestDigits:
             assert codes.data_type == (onnx.TensorProto.INT4 if precision.weight.bits == 4 else onnx.TensorProto.INT8)
             values = onnx.numpy_helper.to_array(codes).astype(np.float32)
             scale = onnx.numpy_helper.to_array(stored[f"{name}.weight/scale"])
-            steps = values * (scale / plan.ranges.weights[name, precision.weight].numpy()).reshape(
+            steps = values * (scale / plan.ranges.weights[name, precision.weight]["scale"].numpy()).reshape(
                 -1, *[1] * (values.ndim - 1)
             )
             np.testing.assert_array_equal(steps, steps.round())
@@ -167,7 +167,8 @@ def test_every_format_clips_and_rounds_as_simulated(tmp_path: Path) -> None:
     expected = plan.apply(task.model)(x)
     for name, found, layer in zip(expected, run(tmp_path, x), report.layers, strict=True):
         precision = Precision.parse(layer.precision)
-        step = plan.ranges.weights[layer.name, precision.weight] * plan.ranges.inputs[layer.name, precision.input].scale
+        scale = plan.ranges.weights[layer.name, precision.weight]["scale"]
+        step = scale * plan.ranges.inputs[layer.name, precision.input].scale
         if layer.compute == "int8":  # only the bias is rounded, to half a step of the codes that are stored
             step = step / 2 ** ((4 if precision.weight.bits == 4 else 8) - precision.weight.bits)
         rounding = step.numpy() / 2 if layer.compute == "int8" else 0

@@ -14,7 +14,9 @@ from torch import nn
 from hwmodels import Precision
 from search.errors import DataError
 from search.policy import Policy
+from search.quality import evaluate
 from search.quality.evaluate import Evaluator, Quality, sample_scores
+from search.quality.racing import Racing
 from search.quantize.simulate import exact_inference
 from search.tasks.function import FunctionTask
 from search.tasks.task import Task
@@ -27,6 +29,15 @@ class Loss(TinyTask):
 
     def score(self, outputs, batch):
         return nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+
+
+class Perplexity(Loss):
+    """A metric that is no mean."""
+
+    metric = "perplexity"
+
+    def reduce(self, scores):
+        return float(np.exp(scores.mean()))
 
 
 class Columns(TinyTask):
@@ -64,6 +75,19 @@ def test_drop_is_paired_and_points_the_right_way(task: Task, fidelity: float, co
     assert quality.drop_low <= quality.drop <= quality.drop_high
 
 
+@pytest.mark.parametrize("racing", [None, Racing(first=16)])
+def test_a_metric_that_is_no_mean(racing: Racing | None) -> None:
+    bench = make_bench(Perplexity())
+    bench.evaluator.racing = racing
+    policy = Policy.uniform(bench.network, Precision.parse("int2/uint4"))
+    quality = bench.evaluator.race(policy, []).quality if racing else bench.evaluator.measure(policy, "selection")
+    scores, reference = by_hand(bench, policy, 120), by_hand(bench, Policy({}), 120)
+    assert quality.value == pytest.approx(math.exp(scores.mean()), rel=1e-5)
+    assert quality.drop == pytest.approx(math.exp(scores.mean()) - math.exp(reference.mean()), rel=1e-5)
+    assert bench.evaluator.float_quality("selection").value == pytest.approx(math.exp(reference.mean()), rel=1e-5)
+    assert quality.drop_low < quality.drop < quality.drop_high
+
+
 def test_the_float_network_does_not_drop(bench: Bench) -> None:
     quality = bench.evaluator.measure({}, "report")
     assert quality.drop == 0
@@ -99,7 +123,7 @@ def test_trials_and_back(bench: Bench) -> None:
 def test_float_scores_are_kept_on_disk(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = bench.evaluator.float_scores("selection")
     again = Evaluator(bench.task, bench.simulated, tmp_path)
-    monkeypatch.setattr(again, "_scores", lambda *_: pytest.fail("must not be measured again"))
+    monkeypatch.setattr(evaluate, "sample_scores", lambda *_: pytest.fail("must not be measured again"))
     assert np.array_equal(again.float_scores("selection"), scores)
     assert again.float_quality("selection") == bench.evaluator.float_quality("selection")
     assert sorted(path.name for path in tmp_path.glob("float_*")) == ["float_selection.npy"]
@@ -110,6 +134,24 @@ def test_scores_are_repeatable_and_leave_no_gradients(bench: Bench) -> None:
     assert np.array_equal(first, second)
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.is_grad_enabled()
+
+
+def test_another_network_is_held_against_the_same_float_network(bench: Bench, tmp_path: Path) -> None:
+    """A repaired network is no reference, also where the float network was not measured before."""
+    expected = bench.evaluator.float_scores("report")
+    changed = make_bench(TinyTask(seed=1))
+    start = Evaluator(bench.task, bench.simulated, None, Racing(first=8))
+    other = start.of(changed.simulated)
+    assert np.array_equal(other.float_scores("report"), expected)
+    assert other.simulated is changed.simulated
+    assert other.racing == Racing(first=8)
+    assert start.float_scores("report") is other.float_scores("report")
+    assert not np.array_equal(other.scores({}, "report"), expected)
+
+
+def test_what_is_no_number_is_written_as_none() -> None:
+    quality = Quality(math.inf, 3, math.nan, -math.inf, 0.5)
+    assert quality.to_dict() == {"value": None, "samples": 3, "drop": None, "drop_low": None, "drop_high": 0.5}
 
 
 def test_wrong_tasks_are_named() -> None:

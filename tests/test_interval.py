@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from search.quality.interval import paired_interval
+from search.quality.interval import drop_interval, drop_of_shift, paired_interval, shift_of_drop, worse_by
+from search.tasks.task import Task
 
 
 def outcomes(up: int, down: int, same: int) -> np.ndarray:
@@ -75,3 +76,85 @@ def test_coverage_of_other_scores() -> None:
         _, low, high = paired_interval(rng.exponential(1.0, 200))
         covered += low <= 1 <= high
     assert covered / 1000 >= 0.93
+
+
+class Accuracy(Task):
+    """Scores are what the metric is the mean of."""
+
+    def batches(self, split):
+        return iter(())
+
+    def score(self, outputs, batch):
+        return outputs
+
+
+class Perplexity(Accuracy):
+    """Lower is better, and so are the scores: negative log-likelihoods in nats."""
+
+    higher_is_better = False
+
+    def reduce(self, scores: np.ndarray) -> float:
+        return float(np.exp(scores.mean()))
+
+
+class Saturating(Accuracy):
+    """A metric that cannot get below 0."""
+
+    def reduce(self, scores: np.ndarray) -> float:
+        return max(float(scores.mean()), 0.0)
+
+
+def pairs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    reference = rng.gamma(2.0, 1.0, 200)
+    return reference + rng.normal(0.05, 0.1, 200), reference
+
+
+def test_the_drop_of_a_mean_is_the_paired_interval() -> None:
+    scores, reference = pairs()
+    assert drop_interval(Accuracy(), scores, reference) == pytest.approx(paired_interval(reference - scores))
+    right, other = np.array([1.0, 0, 1, 1]), np.array([1.0, 1, 0, 1])
+    assert drop_interval(Accuracy(), right, other) == pytest.approx(paired_interval(other - right))
+
+
+def test_the_drop_of_perplexity_by_hand() -> None:
+    """exp(mean) worsens by the factor exp(d): the interval of d, seen through that."""
+    scores, reference = pairs()
+    mean, low, high = paired_interval(scores - reference)
+    expected = [math.exp(reference.mean()) * math.expm1(shift) for shift in (mean, low, high)]
+    assert drop_interval(Perplexity(), scores, reference) == pytest.approx(expected)
+    assert expected[0] > 0, "worse is positive"
+    given = drop_interval(Perplexity(), scores, reference, (0.0, 0.2))
+    assert given[1:] == pytest.approx((0.0, math.exp(reference.mean()) * math.expm1(0.2)))
+
+
+def test_a_given_interval_is_widened_to_hold_the_drop() -> None:
+    scores, reference = pairs()
+    found, low, high = drop_interval(Accuracy(), scores, reference, (1.0, 2.0))
+    assert low == found < high
+
+
+@pytest.mark.parametrize("task", [Accuracy(), Perplexity()])
+@given(st.floats(1e-4, 5.0))
+def test_shifts_and_drops_are_inverse(task: Task, wanted: float) -> None:
+    _, reference = pairs()
+    shift = shift_of_drop(task, reference, wanted)
+    assert drop_of_shift(task, reference, shift) == pytest.approx(wanted)
+    assert shift_of_drop(task, reference, 0.0) == 0
+    worse = reference - shift if task.higher_is_better else reference + shift
+    assert worse_by(task, worse, reference) == pytest.approx(np.full(200, shift))
+
+
+def test_a_drop_that_cannot_be_takes_a_shift_without_end() -> None:
+    assert shift_of_drop(Saturating(), np.full(5, 0.5), 0.9) > 1e9
+
+
+def test_coverage_of_a_metric_that_is_no_mean() -> None:
+    """The reference is taken as measured: the interval is about what the policy does to it."""
+    task, covered = Perplexity(), 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        reference = rng.gamma(2.0, 1.0, 150)
+        _, low, high = drop_interval(task, reference + rng.normal(0.1, 0.3, 150), reference)
+        covered += low <= drop_of_shift(task, reference, 0.1) <= high
+    assert 0.92 <= covered / 400 <= 0.98

@@ -15,9 +15,10 @@ from tiny import Bench, TinyNet, make_bench, tiny_plan
 
 from hwmodels import Precision, Roofline
 from search.errors import DataError
-from search.plan import Plan, fingerprint, tensor_digests
+from search.plan import Plan, PlannedRepair, fingerprint, tensor_digests
 from search.policy import Policy
 from search.quantize.simulate import exact_inference
+from search.recover import Gain
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_what_the_plan_says(bench: Bench, plan: Plan) -> None:
     assert plan.model.folded == (("stem", "norm"),)
     assert plan.budget.limits == {"size_ratio": 0.5}
     assert plan.budget.verdict == "met"
-    assert plan.recover == []
+    assert plan.recover == ()
     total = sum(layer.weight_bytes for layer in plan.layers)
     assert total + bench.pricing.fixed["weight_bytes"] == pytest.approx(costs["weight_bytes"])
 
@@ -114,8 +115,8 @@ def test_altered_parameters_travel(bench: Bench, tmp_path: Path) -> None:
     policy = Policy.uniform(bench.network, Precision.parse("int4/uint8"))
     bias = torch.randn(6)
     bench.simulated.alter({"left.bias": bias})
-    plan = tiny_plan(bench, tmp_path, policy, altered={"left.bias": bias})
-    assert plan.recover == ["bias_correction"]
+    plan = tiny_plan(bench, tmp_path, policy, [Gain("bias_correction", 0.5, 0.25, True, 1.0)])
+    assert plan.recover == (PlannedRepair(repair="bias_correction", before=0.5, after=0.25, kept=True),)
     loaded = Plan.load(plan.save(tmp_path / "plan.json"))
     assert list(loaded.altered) == ["left.bias"]
     x = bench.task.example_input

@@ -16,7 +16,8 @@ COMMANDS = [
     for kind, block in BLOCKS
     if kind == "sh"
 ]
-QUICKSTART, REFERENCE = (commands for commands in COMMANDS if commands)
+QUICKSTART, *OTHERS = (commands for commands in COMMANDS if commands)
+REFERENCE = [command for commands in OTHERS for command in commands]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 

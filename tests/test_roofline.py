@@ -222,7 +222,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('"measured by timing a chain of additions; the nominal clock is 2.6 GHz"', '" "', r"source is empty"),
         ("compute: int8\n", "compute: int7\n", r"no peak of 'int7'; did you mean 'int8'\?; compute has fp32, int8"),
         ("kinds: [conv1d, conv2d,", "kinds: [conv1d, conv2,", r"'conv2'; did you mean 'conv2d'\?; allowed: conv1d"),
-        ("weight_bits: [8]", "weight_bits: [9]", r"weight_bits has 9.*; allowed: 2, 3"),
+        ("weight_bits: [8]", "weight_bits: [9]", r"weight_bits has 9.*; allowed: 1, 2, 3"),
         ("tier: datasheet", "tier: guess", r"tier: Input should be 'exact'"),
         ("schema: 1", "schema: 2", r"schema: Input should be 1"),
         ("id: zen5", "id: [", r"is not valid YAML"),

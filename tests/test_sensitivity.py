@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from tiny import Bench, TinyTask, make_bench
 from hwmodels import Precision
 from search.errors import DataError
 from search.files import JsonLines
-from search.quality import sensitivity
 from search.quality.sensitivity import SensitivityTable, score_choices
 from search.quantize.simulate import exact_inference
+from search.tasks.digits import Digits
 from search.tasks.task import Task
 
 
@@ -33,6 +34,32 @@ def test_scores_are_the_mean_divergence(bench: Bench) -> None:
             q = softmax(logits(bench, dict.fromkeys(decision.layers, choice)), axis=1)
             assert score == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-4, abs=1e-7)
         assert scores[0] > scores[-1] >= 0, "few bits must hurt more than many"
+
+
+@pytest.mark.parametrize("task", [TinyTask(), Digits()], ids=["tiny", "digits"])
+def test_scores_are_those_of_full_passes_bit_for_bit(task: Task) -> None:
+    bench = make_bench(task, weight=("int2", "nf4", "float"), input=("uint4", "int8-token"))
+
+    def outputs(policy: dict[str, Precision]) -> list[torch.Tensor]:
+        with exact_inference():
+            return [task.outputs(bench.simulated.apply(policy), batch) for batch in task.batches("calibration")]
+
+    reference = outputs({})
+    for decision, scores in zip(bench.space.decisions, bench.scores().scores, strict=True):
+        for format, score in zip(decision.formats, scores, strict=True):
+            choice = Precision(weight=format) if decision.side == "weight" else Precision(input=format)
+            found = outputs(dict.fromkeys(decision.layers, choice))
+            assert score == torch.cat([task.divergence(p, q) for p, q in zip(reference, found, strict=True)]).mean()
+
+
+def test_layers_before_a_choice_do_not_run_again(bench: Bench) -> None:
+    calls = Counter()
+    for name in bench.network.names:
+        bench.simulated.owner(name).register_forward_hook(lambda module, args, output, name=name: calls.update([name]))
+    bench.scores()
+    batches, once = 2, 4  # the reference, tried out twice, recorded
+    assert calls["stem"] == batches * (once + 5), "its own choices only: 3 weight formats, 2 input formats"
+    assert calls["head"] >= batches * 18, "every choice"
 
 
 def test_prediction_is_the_sum_of_choices(bench: Bench) -> None:
@@ -58,14 +85,12 @@ def test_resuming_measures_only_the_rest(bench: Bench, tmp_path: Path, kept: int
     for row in rows[:kept]:
         part.append(row)
 
-    measured = []
-    monkeypatch.setattr(
-        sensitivity, "_outputs", lambda *a, original=sensitivity._outputs: measured.append(1) or original(*a)
-    )
+    measured, divergence = [], bench.task.divergence
+    monkeypatch.setattr(bench.task, "divergence", lambda *outputs: measured.append(1) or divergence(*outputs))
     progress = []
     again = score_choices(bench.task, bench.simulated, bench.space, part, lambda *step: progress.append(step))
     assert all(map(np.array_equal, again.scores, table.scores)), "bit for bit"
-    assert len(measured) == (18 - kept + 1 if kept < 18 else 0), "the rest, and the float network once"
+    assert len(measured) == 2 * (18 - kept), "both batches, of the rest"
     assert progress == [(done, 18) for done in range(kept + 1, 19)]
     assert part.read() == rows
 

@@ -99,8 +99,8 @@ def test_points_and_policies(data: st.DataObject, case: str) -> None:
 def test_formats_go_from_few_bits_to_many() -> None:
     space = build_space(NETWORK, ["float", "int8", "int2", "uint8", "int16"], ["uint8", "float", "uint4", "int8"])
     weights, inputs = space.decisions[0].formats, space.decisions[-1].formats
-    assert list(map(str, weights)) == ["int2", "uint8", "int8", "int16", "float"]
-    assert list(map(str, inputs)) == ["uint4", "uint8", "int8", "float"]
+    assert list(map(str, weights)) == ["int2", "int8", "uint8", "int16", "float"]
+    assert list(map(str, inputs)) == ["uint4", "int8", "uint8", "float"]
     assert len(build_space(NETWORK, ["int8", "int8"], ["uint8"]).decisions[0].formats) == 1
 
 

@@ -22,7 +22,9 @@ from search.pricing import Pricing
 from search.quality.evaluate import Evaluator
 from search.quality.sensitivity import SensitivityTable, score_choices
 from search.quantize.fold import fold_batch_norm
+from search.quantize.settings import QuantizerSettings
 from search.quantize.simulate import QuantizedModel
+from search.recover import Gain
 from search.space import SearchSpace, build_space
 from search.strategies.base import Strategy
 from search.strategies.samplers import RandomSearch
@@ -131,6 +133,7 @@ def make_bench(
     ties: Sequence[Sequence[str]] = (),
     cost_model: CostModel | None = None,
     directory: Path | None = None,
+    quantizer: QuantizerSettings | None = None,
 ) -> Bench:
     """Folds, traces and calibrates a task's network, and prices it."""
     task = task or TinyTask()
@@ -138,12 +141,12 @@ def make_bench(
     network = trace(folded.model, task.example_input)
     space = build_space(network, weight, input, pins, ties)
     pricing = Pricing(network, space, cost_model or StorageModel(), Workload())
-    simulated = QuantizedModel(folded.model, network)
+    simulated = QuantizedModel(folded.model, network, quantizer)
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
     return Bench(task, network, space, pricing, simulated, Evaluator(task, simulated, directory), folded.folds)
 
 
-def tiny_plan(bench: Bench, directory: Path, policy: Policy, altered: dict[str, Tensor] | None = None) -> Plan:
+def tiny_plan(bench: Bench, directory: Path, policy: Policy, gains: Sequence[Gain] = ()) -> Plan:
     """Writes down a policy as a plan."""
     job = Job(
         task=bench.task,
@@ -152,9 +155,9 @@ def tiny_plan(bench: Bench, directory: Path, policy: Policy, altered: dict[str, 
         budget=Budget(size_ratio=0.5),
         run_dir=directory,
         space=SpaceSettings(list(WEIGHTS), ["uint4", "uint8"]),
-        recover=("bias_correction",),
+        quantizer=bench.simulated.settings,
     )
     limits = job.budget.limits(bench.pricing.reference("float"))
     objective = bench.objective(directory / "trials.jsonl", limits, job.strategy)
     qualities = {split: bench.evaluator.measure(policy, split) for split in ("selection", "report")}
-    return make_plan(job, objective, bench.simulated, bench.evaluator, policy, qualities, bench.folds, altered)
+    return make_plan(job, objective, bench.evaluator, policy, qualities, bench.folds, gains)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hwmodels import Precision
+from torch import Tensor
+
+from hwmodels import Format, Precision
 from search.errors import UnsupportedError
 from search.plan import Plan
+from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
 
 Fidelity = Literal["exact", "contained", "altered", "float"]
@@ -105,6 +108,20 @@ class Verification:
     planned_bytes: float
     latencies: tuple[Latency, ...] = ()
     layers: tuple[LayerExport, ...] = field(default=())
+
+
+def channel_scale(simulated: QuantizedModel, layer: str, format: Format) -> Tensor:
+    """Returns the scale of every output channel of a weight in a static integer format, shape `(channels,)`."""
+    return simulated.weight_parameters(layer, format)["scale"].expand(simulated.network[layer].channels)
+
+
+def refuse_points(backend: str, plan: Plan) -> None:
+    """Raises UnsupportedError for a plan that quantizes tensors besides the inputs of layers."""
+    if plan.points:
+        raise UnsupportedError(
+            f"{backend} cannot express this plan: it was searched with quantizer.placement=full, and only inputs of "
+            "layers are quantized in the file; search with quantizer.placement=inputs"
+        )
 
 
 class Backend(ABC):

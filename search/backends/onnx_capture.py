@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hwmodels import Network
-from search.backends.quiet import quietly
 from search.errors import UnsupportedError
+from search.quiet import quietly
 from search.tasks.task import tensors_in
 from search.trace import parameter_of, slow_attention
 

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hwmodels import Format, Precision
+from hwmodels import FLOAT, Format, Precision
+from search.backends.base import channel_scale
 from search.backends.onnx_capture import DOMAIN, INPUT, WEIGHT, layers_in, markers
 from search.errors import UnsupportedError
 from search.quantize.affine import Range, weight_codes
@@ -31,8 +32,13 @@ def input_storage(format: Format) -> Format:
 
 
 def weight_storage(format: Format) -> Format:
-    """Returns the format of 4, 8 or 16 bits that holds a weight format's codes: 4 for 4 bits alone."""
-    return format if format.bits == 4 else input_storage(format)
+    """Returns the format of 4, 8 or 16 bits that holds a weight format's codes: 4 for 4 bits alone.
+
+    Float for formats without symmetric integer codes: their values are stored.
+    """
+    if not format.is_symmetric_integer:
+        return FLOAT
+    return Format(4) if format.bits == 4 else input_storage(format)
 
 
 def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Precision]) -> Any:
@@ -43,6 +49,7 @@ def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Pre
         layer, x = marker.attributes["layer"].as_string(), marker.inputs[0]
         format = policy.get(layer, Precision()).input
         if not format.is_float:
+            _check_input(layer, format)
             key = (x, simulated.input_range(layer, format), format)
             if key not in seen:  # layers that read one tensor in one format share its quantizer
                 seen[key] = _quantize_input(graph, marker, *key)
@@ -53,13 +60,17 @@ def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Pre
         format = policy.get(layer, Precision()).weight
         if format.is_float:
             _replace(graph, marker, marker.inputs[0])
+        elif weight_storage(format).is_float:
+            values = simulated.quantized_weight(layer, format).float().cpu().numpy()
+            _replace(graph, marker, _constant(graph, f"{marker.inputs[0].name}/values", values))
         else:
-            scale, axis = simulated.weight_scale(layer, format), simulated.network[layer].channel_axis
+            axis = simulated.network[layer].channel_axis
+            scale = channel_scale(simulated, layer, format)
             codes = weight_codes(simulated.float_weight(layer), scale, format, axis)
             _quantize_weight(graph, marker, codes, scale, format, axis)
     for node in [node for node in graph if node.op_type == "Gemm"]:
         precisions = [policy.get(layer, Precision()) for layer in layers_in(node.name)]
-        if precisions and all(max(precision.weight.bits, precision.input.bits) <= 8 for precision in precisions):
+        if precisions and all(map(_has_integer_kernel, precisions)):
             _quantize_bias(graph, node)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
@@ -99,7 +110,8 @@ def _quantize_input(graph: Any, before: Any, x: Any, range_: Range, format: Form
     scale = _constant(graph, f"{layer}/input_scale", np.float32(range_.scale))
     zero = _constant(graph, f"{layer}/input_zero_point", range_.zero_point, kind)
     ends = (format.lowest, format.highest)
-    clips = format != storage or format.signed  # a symmetric format lacks the most negative code of its storage
+    full = Format(storage.bits, storage.signed, span="full" if storage.signed else "")
+    clips = (format.lowest, format.highest) != (full.lowest, full.highest)
     if clips and storage.bits == 16:  # onnxruntime clips no codes of 16 bits, so clip the values
         x = _insert(
             graph, before, "Clip", [x, *(_end(graph, layer, (e - range_.zero_point) * range_.scale) for e in ends)]
@@ -108,6 +120,19 @@ def _quantize_input(graph: Any, before: Any, x: Any, range_: Range, format: Form
     if clips and storage.bits == 8:
         codes = _insert(graph, before, "Clip", [codes, *(_end(graph, layer, end, kind) for end in ends)])
     return _insert(graph, before, "DequantizeLinear", [codes, scale, zero])
+
+
+def _check_input(layer: str, format: Format) -> None:
+    if not format.is_static_integer or format.bits == 1:
+        raise UnsupportedError(
+            f"onnxruntime takes no {format} input of layer {layer}; it takes integers of 2 to 16 bits with one static "
+            "range per tensor, or float: search again with such formats in space.input"
+        )
+
+
+def _has_integer_kernel(precision: Precision) -> bool:
+    is_stored = precision.weight.is_symmetric_integer and precision.input.is_static_integer
+    return is_stored and max(precision.weight.bits, precision.input.bits) <= 8
 
 
 def _end(graph: Any, layer: str, value: float, kind: str = "FLOAT") -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hwmodels import Precision
-from search.backends.base import Backend, ExportReport, Fidelity, LayerExport, Verification
+from search.backends.base import Backend, ExportReport, Fidelity, LayerExport, Verification, refuse_points
 from search.backends.onnx_capture import call_arguments, capture, layers_in
 from search.backends.onnx_quantize import PLAN_KEY, input_storage, quantized, save, weight_storage
 from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
@@ -45,6 +45,7 @@ class OnnxRuntime(Backend):
 
     def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
         """Writes `model.onnx` into the folder `path`."""
+        refuse_points(self.name, plan)
         simulated = plan.simulate(task.model)
         simulated.apply({})
         path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,9 @@ def exported_layers(plan: Plan, file: Path) -> tuple[LayerExport, ...]:
 def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> LayerExport:
     weight, input_ = precision.weight, precision.input
     notes = []
-    if not weight.is_float and weight != weight_storage(weight):
+    if not weight.is_float and weight_storage(weight).is_float:
+        notes.append(f"onnxruntime has no {weight} weight: its values are stored as float32")
+    elif not weight.is_float and weight != weight_storage(weight):
         shift = 2 ** (weight_storage(weight).bits - weight.bits)
         notes.append(
             f"{weight} codes are stored as {weight_storage(weight)}, times {shift}, and the scales over {shift}"

@@ -23,13 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from hwmodels import Format, Layer, Precision
-from search.backends.base import Backend, ExportReport, Fidelity, LayerExport, Verification
-from search.backends.quiet import quietly
+from search.backends.base import (
+    Backend,
+    ExportReport,
+    Fidelity,
+    LayerExport,
+    Verification,
+    channel_scale,
+    refuse_points,
+)
 from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
 from search.errors import DataError, UnsupportedError
 from search.plan import Plan
-from search.quantize.affine import per_channel, weight_codes
+from search.quantize.affine import weight_codes
 from search.quantize.simulate import QuantizedModel, exact_inference
+from search.quiet import quietly
 from search.tasks.task import Task, tensors_in
 from search.trace import parameter_of
 
@@ -44,6 +52,7 @@ class TorchAO(Backend):
 
     def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
         """Writes the artifact into the folder `path`; `load` reads it back."""
+        refuse_points(self.name, plan)
         simulated = plan.simulate(task.model)
         path.mkdir(parents=True, exist_ok=True)
         torch.save(state_of(simulated, plan.policy), path / STATE)
@@ -82,7 +91,7 @@ def load(plan: Plan, model: nn.Module, path: Path) -> nn.Module:
 
 def is_expressible(layer: Layer, format: Format) -> bool:
     """True where torchao has a tensor for the weight of a layer in that format."""
-    return layer.kind in KINDS and layer.channel_axis == 0 and format.signed and format.bits <= 8
+    return layer.kind in KINDS and layer.channel_axis == 0 and format.is_symmetric_integer and format.bits <= 8
 
 
 def state_of(simulated: QuantizedModel, policy: Mapping[str, Precision]) -> dict[str, Tensor]:
@@ -92,12 +101,13 @@ def state_of(simulated: QuantizedModel, policy: Mapping[str, Precision]) -> dict
     for name, precision in policy.items():
         if precision.weight.is_float:
             continue
-        layer, scale = simulated.network[name], simulated.weight_scale(name, precision.weight)
-        codes = weight_codes(simulated.float_weight(name), scale, precision.weight, layer.channel_axis)
+        layer = simulated.network[name]
         if is_expressible(layer, precision.weight):
+            scale = channel_scale(simulated, name, precision.weight)
+            codes = weight_codes(simulated.float_weight(name), scale, precision.weight, layer.channel_axis)
             weight = integer_tensor(codes, scale, precision.weight)
         else:
-            weight = codes * per_channel(scale, codes, layer.channel_axis)
+            weight = simulated.quantized_weight(name, precision.weight)
         owner, parameter = parameter_of(model, name)
         owner._parameters[parameter] = nn.Parameter(weight, requires_grad=False)
     return model.state_dict()
@@ -110,7 +120,7 @@ def integer_tensor(codes: Tensor, scale: Tensor, format: Format) -> Tensor:
         qdata=codes.to(torch.int8),
         scale=scale.reshape(blocks),
         zero_point=torch.zeros(blocks, dtype=torch.int8),
-        target_dtype=getattr(torch, str(format)),
+        target_dtype=getattr(torch, f"int{format.bits}"),
         block_size=(1, *codes.shape[1:]),
         dtype=torch.float32,
         activation_quantization=None,
@@ -125,7 +135,9 @@ def configuration(plan: Plan) -> dict[str, Any]:
     from torchao.quantization.granularity import PerAxis
 
     named: dict[str, Any] = {
-        name: torchao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, str(precision.weight)), granularity=PerAxis(0))
+        name: torchao.IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{precision.weight.bits}"), granularity=PerAxis(0)
+        )
         for name, precision in plan.policy.items()
         if is_expressible(plan.network[name], precision.weight)
     }

@@ -23,6 +23,7 @@ class ConvergenceInfo:
     """One entry per evaluation spent, in order.
 
     Attributes:
+        evaluations: Evaluations spent when it ended; a measurement on part of the split counts as that part.
         seconds: Seconds of measuring spent when it ended.
         values: What was optimised: quality on the selection split, or the primary cost where the budget limits the drop
             of quality; NaN where the trial does not count: failed, on part of the split, or over the allowed drop.
@@ -31,6 +32,7 @@ class ConvergenceInfo:
         reference: The float network's quality; None where values are costs.
     """
 
+    evaluations: tuple[float, ...]
     seconds: tuple[float, ...]
     values: tuple[float, ...]
     best: tuple[float, ...]
@@ -60,6 +62,7 @@ def convergence_info(trials: Sequence[Trial], about: Mapping[str, Any], float_qu
         values = [price / unit.size for price in prices]
         keep, label, reference = np.fmin, f"{axis_label(cost, unit)}\nwithin the allowed drop", None
     return ConvergenceInfo(
+        evaluations=tuple(accumulate(trial.fidelity for trial in spent)),
         seconds=tuple(accumulate(trial.seconds for trial in spent)),
         values=tuple(values),
         best=tuple(float(value) for value in keep.accumulate(np.array(values))) if values else (),
@@ -85,7 +88,7 @@ def draw_convergence(info: ConvergenceInfo) -> Figure:
     axes[1].sharey(axes[0])
     axes[1].tick_params(labelleft=False)
     entries: dict[str, Any] = {}
-    sides = ((range(1, len(info.values) + 1), "evaluations"), (info.seconds, "seconds of measuring"))
+    sides = ((info.evaluations, "evaluations"), (info.seconds, "seconds of measuring"))
     for axis, (across, label) in zip(axes, sides, strict=True):
         entries["evaluation"] = axis.scatter(across, info.values, s=16, c=style.TRIAL, alpha=0.55, linewidths=0)
         entries["best so far"] = axis.plot(across, info.best, color=style.FRONT, drawstyle="steps-post", linewidth=1.6)[

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import nn
 from hwmodels import Precision
 from search.errors import DataError
 from search.files import replacing
-from search.quality.interval import paired_interval
+from search.quality.interval import drop_interval
+from search.quality.racing import Racing, Track
+from search.quality.subsets import shuffle_split
 from search.quantize.simulate import QuantizedModel, exact_inference
 from search.tasks.task import Split, Task
 
@@ -38,8 +41,8 @@ class Quality:
     drop_high: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: NaN becomes None."""
-        return {name: None if value != value else value for name, value in vars(self).items()}
+        """As JSON holds it: what is not a finite number becomes None."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Quality:
@@ -53,8 +56,43 @@ class Quality:
         return cls.from_dict({**metrics, "value": metrics["quality"]})
 
 
+@dataclass(frozen=True)
+class Finish:
+    """How a measurement ended.
+
+    Attributes:
+        quality: What was measured; of a race that was stopped, on part of the split only, and with an interval for the
+            whole split that holds whenever one stops.
+        fidelity: Share of the split that was measured.
+        scores: One score per sample of the split, in its own order; None where the race was stopped.
+    """
+
+    quality: Quality
+    fidelity: float
+    scores: np.ndarray | None = None
+
+
+def batch_scores(task: Task, model: nn.Module, batches: Iterable[Any]) -> np.ndarray:
+    """Scores a model sample by sample on batches of a task, shape `(samples,)`.
+
+    Raises:
+        DataError: If the task returns anything but one score per sample.
+    """
+    scores = []
+    with exact_inference():
+        for batch in batches:
+            found = task.score(task.outputs(model, batch), batch)
+            if found.dim() != 1:
+                raise DataError(
+                    f"{type(task).__name__}.score returned shape {tuple(found.shape)}; "
+                    "it must return one value per sample"
+                )
+            scores.append(found.double().cpu().numpy())
+    return np.concatenate(scores)
+
+
 def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 1.0) -> np.ndarray:
-    """Scores a model sample by sample, shape `(samples,)`.
+    """Scores a model sample by sample on a split, shape `(samples,)`.
 
     Args:
         task: What to measure.
@@ -68,44 +106,58 @@ def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 
     batches = list(task.batches(split))
     if not batches:
         raise DataError(f"the {split} split of task {task.name} is empty")
-    scores = []
-    with exact_inference():
-        for batch in batches[: math.ceil(fidelity * len(batches))]:
-            found = task.score(task.outputs(model, batch), batch)
-            if found.dim() != 1:
-                raise DataError(
-                    f"{type(task).__name__}.score returned shape {tuple(found.shape)}; "
-                    "it must return one value per sample"
-                )
-            scores.append(found.double().cpu().numpy())
-    return np.concatenate(scores)
+    return batch_scores(task, model, batches[: math.ceil(fidelity * len(batches))])
 
 
 class Evaluator:
-    """Measures policies on a task's splits against the float network."""
+    """Measures policies on a task's splits against the float network.
 
-    def __init__(self, task: Task, simulated: QuantizedModel, directory: Path | None = None) -> None:
+    Attributes:
+        task: The task.
+        simulated: Its simulated network.
+        directory: Where files are kept.
+        racing: How races are run; None where policies are always measured in full.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        simulated: QuantizedModel,
+        directory: Path | None = None,
+        racing: Racing | None = None,
+        floats: QuantizedModel | None = None,
+    ) -> None:
         """Creates an evaluator.
 
         Args:
             task: The task.
             simulated: Its simulated network.
             directory: Where the float network's scores are kept, so that a resumed run need not measure it again.
+            racing: How races are run; a task without a score per sample knows none.
+            floats: The simulated network whose float weights are the float network's, if not `simulated`.
         """
         self.task = task
         self.simulated = simulated
-        self._directory = directory
+        self.directory = directory
+        self.racing = racing if task.per_sample else None
+        self._floats = floats or simulated
         self._reference: dict[Split, np.ndarray] = {}
+
+    def of(self, simulated: QuantizedModel) -> Evaluator:
+        """Returns an evaluator of another simulated network, such as a repaired one, against the same float network."""
+        other = Evaluator(self.task, simulated, self.directory, self.racing, self._floats)
+        other._reference = self._reference
+        return other
 
     def float_scores(self, split: Split) -> np.ndarray:
         """Scores of the float network on a whole split, measured once."""
         if split in self._reference:
             return self._reference[split]
-        path = self._directory / f"float_{split}.npy" if self._directory else None
+        path = self.directory / f"float_{split}.npy" if self.directory else None
         if path and path.is_file():
             scores: np.ndarray = np.load(path)
         else:
-            scores = self._scores({}, split, 1.0)
+            scores = sample_scores(self.task, self._floats.apply({}), split)
             if path:
                 with replacing(path) as aside, aside.open("wb") as file:
                     np.save(file, scores)
@@ -115,16 +167,53 @@ class Evaluator:
     def float_quality(self, split: Split) -> Quality:
         """Quality of the float network itself."""
         scores = self.float_scores(split)
-        return Quality(float(scores.mean()), len(scores), 0.0, 0.0, 0.0)
+        return Quality(self.task.reduce(scores), len(scores), 0.0, 0.0, 0.0)
 
     def measure(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> Quality:
         """Measures a policy on the first `fidelity` of a split's batches."""
-        scores = self._scores(policy, split, fidelity)
-        reference = self.float_scores(split)[: len(scores)]
-        differences = reference - scores if self.task.higher_is_better else scores - reference
-        if not self.task.per_sample:
-            return Quality(float(scores[0]), 1, float(differences[0]))
-        return Quality(float(scores.mean()), len(scores), *paired_interval(differences))
+        scores = self.scores(policy, split, fidelity)
+        return self._quality(scores, self.float_scores(split)[: len(scores)])
 
-    def _scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float) -> np.ndarray:
+    def scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> np.ndarray:
+        """Scores a policy sample by sample on the first `fidelity` of a split's batches, shape `(samples,)`."""
         return sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
+
+    def race(self, policy: Mapping[str, Precision], incumbents: Sequence[np.ndarray]) -> Finish:
+        """Measures a policy on the selection split until it is surely worse than an incumbent, or to the end.
+
+        A race that is not stopped has measured every sample once: its quality is what `measure` finds, as far as the
+        network computes the same for a sample whatever else is in its batch.
+
+        Args:
+            policy: The policy.
+            incumbents: Their scores on the whole split in its own order, best incumbent first.
+        """
+        track, reference = self._track, self.float_scores("selection")
+        model, order = self.simulated.apply(policy), track.split.order
+        scores, measured = np.full(len(reference), math.nan), 0
+        for subset in track.split.subsets:
+            scores[subset.places] = batch_scores(self.task, model, subset.batches)
+            measured += len(subset.places)
+            seen = scores[order[:measured]]
+            if measured < len(scores) and track.is_lost(seen, incumbents):
+                quality = self._quality(seen, reference[order[:measured]], track.shifts(seen))
+                return Finish(quality, measured / len(scores))
+        return Finish(self._quality(scores, reference), 1.0, scores)
+
+    @cached_property
+    def _track(self) -> Track:
+        assert self.racing is not None
+        racing, reference = self.racing, self.float_scores("selection")
+        model = self.simulated.apply({})
+        split = shuffle_split(
+            list(self.task.batches("selection")),
+            score=lambda batch: batch_scores(self.task, model, [batch]),
+            scores=len(reference),
+            looks=lambda units: racing.looks(len(reference), units),
+            seed=racing.seed,
+        )
+        return Track(self.task, split, racing, reference)
+
+    def _quality(self, scores: np.ndarray, reference: np.ndarray, shifts: tuple[float, float] | None = None) -> Quality:
+        drop, *ends = drop_interval(self.task, scores, reference, shifts)
+        return Quality(self.task.reduce(scores), len(scores), drop, *(ends if self.task.per_sample else ()))

@@ -1,13 +1,13 @@
 """Sensitivity: how far a single choice moves the network's outputs, everything else in float.
 
 The score is the mean divergence from the float outputs over the calibration split, for logits the Kullback-Leibler
-divergence in nats. Weight formats and input formats are scored apart, so a layer costs |W| + |A| forward passes over
-the split, and a policy's predicted loss is the sum over its choices.
+divergence in nats. Weight formats and input formats are scored apart, so a layer costs |W| + |A| passes over the split,
+each from that layer on, and a policy's predicted loss is the sum over its choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from hwmodels import Format, Precision
 from search.errors import DataError
 from search.files import JsonLines
-from search.quantize.simulate import QuantizedModel, exact_inference
+from search.quantize.prefix import PrefixRunner
+from search.quantize.simulate import QuantizedModel
 from search.space import Decision, SearchSpace
 from search.tasks.task import Task
 
@@ -86,12 +87,8 @@ def score_choices(
         if not format.is_float and (decision.name, decision.side, str(format)) not in known
     ]
     total = len(known) + len(jobs)
-    if jobs:
-        reference = _outputs(task, simulated, {})
-    for done, (decision, format) in enumerate(jobs, total - len(jobs) + 1):
-        outputs = _outputs(task, simulated, _single_choice(decision, format))
-        distances = [task.divergence(p, q) for p, q in zip(reference, outputs, strict=True)]
-        score = float(torch.cat(distances).mean())
+    for job, score in _scores(task, simulated, [_single_choice(*job) for job in jobs]):
+        decision, format = jobs[job]
         if not np.isfinite(score):
             raise DataError(
                 f"the divergence is {score} with the {decision.side} of {', '.join(decision.layers)} in {format}; "
@@ -101,7 +98,7 @@ def score_choices(
         known[decision.name, decision.side, str(format)] = score
         if log:
             log.append(row)
-        progress(done, total)
+        progress(len(known), total)
     return SensitivityTable(
         tuple(
             np.array([known.get((decision.name, decision.side, str(format)), 0.0) for format in decision.formats])
@@ -115,7 +112,17 @@ def _single_choice(decision: Decision, format: Format) -> Mapping[str, Precision
     return dict.fromkeys(decision.layers, precision)
 
 
-def _outputs(task: Task, simulated: QuantizedModel, policy: Mapping[str, Precision]) -> list[Tensor]:
-    model = simulated.apply(policy)
-    with exact_inference():
-        return [task.outputs(model, batch) for batch in task.batches("calibration")]
+def _scores(
+    task: Task, simulated: QuantizedModel, policies: Sequence[Mapping[str, Precision]]
+) -> Iterator[tuple[int, float]]:
+    """Yields the index and the mean divergence of every policy, in an order that suits the network."""
+    if not policies:
+        return
+    runner = PrefixRunner(simulated, task, list(task.batches("calibration")))
+    reference = runner.run({}, lambda outputs, batch: outputs)
+
+    def divergence(outputs: Tensor, batch: int) -> Tensor:
+        return task.divergence(reference[batch], outputs)
+
+    for index, distances in runner.sweep(policies, divergence):
+        yield index, float(torch.cat(distances).mean())

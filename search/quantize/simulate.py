@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,54 +14,33 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hwmodels import Format, Network, Precision
+from hwmodels.precision import FLOAT_PRECISION
 from search.errors import DataError
-from search.quantize.affine import Range, quantize_input, quantize_weight
-from search.quantize.ranges import Histogram, check_method, input_range, weight_scale
+from search.quantize.affine import Range
+from search.quantize.cache import TensorCache
+from search.quantize.formats import Parameters, input_quantizer, quantize_weight
+from search.quantize.observe import Observations, first_tensor
+from search.quantize.placement import Placement, Point, find_points, formats_of
+from search.quantize.ranges import input_range, weight_parameters
+from search.quantize.settings import QuantizerSettings, Ranges, WeightChoice
+from search.quantize.shift import LINEAR_KINDS, expected_shift
 from search.trace import parameter_of, slow_attention
 
-WeightChoice = tuple[str, Format]  # layer, weight format
-InputChoice = tuple[str, Format]  # layer, input format
-
-
-@dataclass(frozen=True)
-class QuantizerSettings:
-    """How ranges are chosen.
-
-    Attributes:
-        weight_range: `mse` or `minmax`, for the scale of every weight channel.
-        input_range: `mse` or `minmax`, for the scale and zero point of every input.
-    """
-
-    weight_range: str = "mse"
-    input_range: str = "mse"
-
-    def __post_init__(self) -> None:
-        check_method("quantizer.weight_range", self.weight_range)
-        check_method("quantizer.input_range", self.input_range)
-
-
-@dataclass
-class Ranges:
-    """The scales and zero points that formats use on one network, computed when first asked for.
-
-    Attributes:
-        weights: (layer, format) to one scale per output channel.
-        inputs: (layer, format) to the input's range.
-    """
-
-    weights: dict[WeightChoice, Tensor] = field(default_factory=dict)
-    inputs: dict[InputChoice, Range] = field(default_factory=dict)
+BIAS_HIGHEST = 2**31 - 1
 
 
 class QuantizedModel:
-    """Simulates policies on one folded network, in place: applying a policy costs a few pointer swaps.
+    """Simulates policies on one folded network, in place: applying a policy swaps the pointers of what changed.
 
-    Weights are quantized once per (layer, format) and kept; inputs are quantized by a hook in front of each layer.
+    Weights are quantized once per (layer, format) and kept within a memory limit; inputs are quantized by a hook in
+    front of each layer. Applying float again gives the folded network back bit for bit.
 
     Attributes:
         model: The network as the policy last applied leaves it.
         network: Its layers.
-        ranges: The scales and zero points used so far.
+        settings: How tensors are quantized.
+        ranges: The scales, zero points and codebooks used so far; a repair may write its own.
+        points: The tensors that are quantized where they are produced; empty with `placement=inputs`.
     """
 
     def __init__(
@@ -69,30 +50,47 @@ class QuantizedModel:
         settings: QuantizerSettings | None = None,
         ranges: Ranges | None = None,
         reuse_memory: bool = False,
+        points: tuple[Point, ...] = (),
     ) -> None:
         """Takes over `model`, which must be a folded copy nobody else uses, in evaluation mode.
 
         Args:
             model: The network.
             network: What `trace(model, ...)` returned.
-            settings: How ranges are chosen.
+            settings: How tensors are quantized.
             ranges: Known ranges, such as a plan's; a model with all of them needs no calibration.
             reuse_memory: Whether quantized inputs share one block of memory in inference mode, each valid only until
-                the next layer runs. `experiments/overhead` says what it saves; leave it off where hooks keep inputs.
+                the next layer runs. `experiments/engine` says what it saves; leave it off where hooks keep inputs.
+            points: Tensors quantized where they are produced, such as a plan's; calibration finds them where the
+                settings ask for `placement=full`.
         """
         self.model = model
         self.network = network
         self.settings = settings or QuantizerSettings()
         self.ranges = ranges or Ranges()
+        self.points = points
         self._owners = {layer.name: parameter_of(model, layer.name) for layer in network}
+        self._names = {id(value): name for name, value in model.named_parameters()}
         self._float = {name: self.weight(name).detach().clone() for name in network.names}
-        self._quantized: dict[WeightChoice, Tensor] = {}
-        self._seen: dict[str, Histogram] = {}
+        self._float_bias = {
+            name: model.get_parameter(bias).detach().clone() for name in network.names if (bias := self.bias_name(name))
+        }
+        device = next(iter(self._float.values())).device
+        self._cache: TensorCache[WeightChoice] = TensorCache(device, self.settings.memory_bytes)
+        self._seen = Observations(network)
+        self._applied: dict[str, Precision] = {}
         self._hooks: dict[str, RemovableHandle] = {}
+        self._sharing = self._weight_sharing()
         self._reuse_memory = reuse_memory
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, device=device)
+        self._placed: dict[str, Format] = {}
+        self._treating = ExitStack()
 
-    def weight(self, layer: str) -> Tensor:
+    def owner(self, layer: str) -> nn.Module:
+        """The module that runs a layer and owns its weight."""
+        return self._owners[layer][0]
+
+    def weight(self, layer: str) -> nn.Parameter:
         """The weight a layer holds now."""
         owner, name = self._owners[layer]
         return owner.get_parameter(name)
@@ -101,8 +99,27 @@ class QuantizedModel:
         """The weight a layer has in float."""
         return self._float[layer]
 
+    def weight_name(self, layer: str) -> str:
+        """Name of a layer's weight among the model's parameters."""
+        return self._names[id(self.weight(layer))]
+
+    def bias_name(self, layer: str) -> str | None:
+        """Name of the bias that a linear layer or convolution adds; None for other layers, and where there is none."""
+        owner = self.owner(layer)
+        bias = owner._parameters.get("bias") if isinstance(owner, LINEAR_KINDS) else None
+        return None if bias is None else self._names[id(bias)]
+
+    def _weight_sharing(self) -> dict[str, list[str]]:
+        """Layer name to the layers that hold the same weight, in execution order, itself included."""
+        holders = defaultdict(list)
+        for name in self.network.names:
+            holders[id(self.weight(name))].append(name)
+        return {name: names for names in holders.values() for name in names}
+
     def calibrate(self, batches: Iterable[Any]) -> None:
-        """Watches the inputs of every layer over one forward pass in float, to place ranges later.
+        """Observes the inputs of every layer over one forward pass in float, to place ranges later.
+
+        Ranges of inputs that are known already are forgotten.
 
         Args:
             batches: Callables' arguments as `search.tasks.task.call` takes them.
@@ -113,96 +130,233 @@ class QuantizedModel:
         from search.tasks.task import call
 
         self.apply({})
-        self._seen = {layer.name: Histogram() for layer in self.network if layer.quantizes_input}
-        watching = [
-            self._owners[name][0].register_forward_pre_hook(self._watch(name), with_kwargs=True) for name in self._seen
-        ]
-        count = 0
-        try:
-            with exact_inference():
-                for inputs in batches:
-                    call(self.model, inputs)
-                    count += 1
-        finally:
-            for handle in watching:
-                handle.remove()
-        if not count:
+        self.ranges.inputs.clear()
+        self.ranges.tensors.clear()
+        self._cache.drop(lambda key: True)
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
             raise DataError("the calibration split is empty; ranges need at least one batch")
+        if self.settings.placement == "full" and not self.points:
+            self.points = find_points(self.model, self.network, first)
+        owners = {name: self.owner(name) for name in self.network.names}
+        with ExitStack() as watching:
+            watching.enter_context(self._seen.watching(owners, means=self.settings.repair == "bias"))
+            looks = self._seen.looks(
+                [point.tensor for point in self.points if not point.is_fused], self.network.outputs
+            )
+            watching.enter_context(Placement(self.model, self.points).treating(looks, owners))
+            watching.enter_context(exact_inference())
+            for inputs in chain([first], batches):
+                call(self.model, inputs)
 
-    def _watch(self, layer: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            try:
-                self._seen[layer].add(_first_tensor(args, kwargs))
-            except ValueError as error:
-                raise DataError(
-                    f"layer {layer}: {error} in its calibration input; check the data and the model"
-                ) from error
+    def weight_parameters(self, layer: str, format: Format) -> Parameters:
+        """Returns what places a format on a layer's weight: scales, zero points, codebooks.
 
-        return hook
-
-    def weight_scale(self, layer: str, format: Format) -> Tensor:
-        """Returns the scale of every output channel, shape `(channels,)`."""
+        Raises:
+            DataError: If the weight holds NaN or infinite values.
+        """
         key = (layer, format)
         if key not in self.ranges.weights:
             axis = self.network[layer].channel_axis
-            self.ranges.weights[key] = weight_scale(self._float[layer], format, axis, self.settings.weight_range)
+            try:
+                found = weight_parameters(
+                    self._float[layer], format, axis, self.settings.weight_range, self.settings.percentile
+                )
+            except ValueError as error:
+                raise DataError(f"layer {layer}: {error} in its weight, which is to be {format}") from error
+            self.ranges.weights[key] = found
         return self.ranges.weights[key]
 
     def input_range(self, layer: str, format: Format) -> Range:
-        """Returns the range of a layer's input.
+        """Returns the static range of a layer's input.
 
         Raises:
             DataError: If the layer's input was never seen.
         """
         key = (layer, format)
         if key not in self.ranges.inputs:
-            if layer not in self._seen or not self._seen[layer].counts.any():
-                raise DataError(
-                    f"no range is known for the {format} input of layer {layer}: no calibration batch reached it"
-                )
-            self.ranges.inputs[key] = input_range(self._seen[layer], format, self.settings.input_range)
+            seen = self._seen.histogram(layer, f"the {format} input")
+            self.ranges.inputs[key] = input_range(seen, format, self.settings.input_range, self.settings.percentile)
         return self.ranges.inputs[key]
 
-    def alter(self, parameters: Mapping[str, Tensor]) -> None:
-        """Replaces parameters of the network for good, as a repair does; weights become the new float weights.
+    def tensor_range(self, tensor: str, format: Format) -> Range:
+        """Returns the static range of a tensor that is quantized where it is produced.
 
         Raises:
-            DataError: If a parameter does not exist or has another shape.
+            DataError: If it was never seen.
         """
-        known = dict(self.model.named_parameters())
-        layers = {id(self.weight(name)): name for name in self.network.names}
+        key = (tensor, format)
+        if key not in self.ranges.tensors:
+            settings, is_output = self.settings, tensor in self.network.outputs
+            method = settings.output_range if is_output else settings.input_range
+            seen, sample = self._seen.tensor(tensor)
+            self.ranges.tensors[key] = input_range(seen, format, method, settings.percentile, sample)
+        return self.ranges.tensors[key]
+
+    def quantized_weight(self, layer: str, format: Format) -> Tensor:
+        """Returns the values that a layer's weight takes in a format."""
+        return self._choice(layer, format)[0]
+
+    def alter(self, tensors: Mapping[str, Tensor], keep_ranges: bool = False) -> None:
+        """Replaces parameters and buffers of the float network for good, as a repair does.
+
+        Args:
+            tensors: New values by name.
+            keep_ranges: Whether altered weights keep their scales, as values that lie on a format's grid must.
+
+        Raises:
+            DataError: If the network has none of that name and shape.
+        """
+        known = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        layers = defaultdict(list)
+        for name in self.network.names:
+            layers[self.weight_name(name)].append(name)
+        biases = {bias: name for name in self.network.names if (bias := self.bias_name(name))}
         self.apply({})
-        for name, value in parameters.items():
+        for name, value in tensors.items():
             if name not in known or known[name].shape != value.shape:
-                raise DataError(f"cannot alter parameter {name}: the network has none of that name and shape")
-            known[name].data = value.clone()
-            layer = layers.get(id(known[name]))
-            if layer:
+                raise DataError(f"cannot alter {name}: the network has none of that name and shape")
+            known[name].data = value.detach().to(known[name].dtype).clone()
+            for layer in layers.get(name, []):
                 self._float[layer] = known[name].data
-                self._quantized = {key: codes for key, codes in self._quantized.items() if key[0] != layer}
+                self._forget(layer, keep_ranges)
+            if name in biases:
+                self._float_bias[biases[name]] = known[name].data
+                self._forget(biases[name], keep_ranges=True)
+
+    def _forget(self, layer: str, keep_ranges: bool) -> None:
+        self._cache.drop(lambda key: key[0] == layer)
+        if not keep_ranges:
+            for key in [key for key in self.ranges.weights if key[0] == layer]:
+                del self.ranges.weights[key]
+
+    def altered(self, original: nn.Module, policy: Mapping[str, Precision]) -> dict[str, Tensor]:
+        """Returns the parameters and buffers in which the network, repaired under `policy`, differs from `original`.
+
+        Weights are compared, and returned, as they are in float; biases as the policy leaves them.
+        """
+        weights = {self.weight_name(layer): self._float[layer] for layer in self.network.names}
+        applied = dict(self._applied)
+        model = self.apply(policy)
+        found = {
+            name: weights.get(name, value.detach()).clone()
+            for name, value in (*model.named_parameters(), *model.named_buffers())
+        }
+        self.apply(applied)
+        expected = dict(original.named_parameters()) | dict(original.named_buffers())
+        return {name: value for name, value in found.items() if not torch.equal(value, expected[name])}
+
+    def fork(self) -> QuantizedModel:
+        """Returns an independent copy in float: altering one leaves the other as it is."""
+        applied = dict(self._applied)
+        twin = QuantizedModel(
+            copy.deepcopy(self.apply({})),
+            self.network,
+            self.settings,
+            self.ranges.copy(),
+            self._reuse_memory,
+            self.points,
+        )
+        twin._seen, twin._cache = self._seen.copy(), self._cache.copy()
+        self.apply(applied)
+        return twin
 
     def apply(self, policy: Mapping[str, Precision]) -> nn.Module:
-        """Gives every layer its precision, float where the policy names none; returns the same module every time."""
-        for name in self.network.names:
-            precision = policy.get(name, Precision())
-            owner, parameter = self._owners[name]
-            owner.get_parameter(parameter).data = self._quantized_weight(name, precision.weight)
-            if name in self._hooks:
-                self._hooks.pop(name).remove()
-            if not precision.input.is_float:
-                quantizer = self._input_quantizer(self.input_range(name, precision.input), precision.input)
-                self._hooks[name] = owner.register_forward_pre_hook(quantizer, with_kwargs=True)
+        """Gives every layer its precision, float where the policy names none; returns the same module every time.
+
+        Only layers whose precision changes are touched.
+        """
+        changed = {}
+        for name in self._owners:
+            wanted, held = policy.get(name, FLOAT_PRECISION), self._applied.get(name, FLOAT_PRECISION)
+            if wanted is not held and wanted != held:
+                changed[name] = wanted
+                if wanted.input != held.input:
+                    self._hook(name, wanted.input)
+        with torch.inference_mode(False), torch.no_grad():  # what is made here outlives the caller's mode
+            for layer in dict.fromkeys(shared for name in changed for shared in self._sharing[name]):
+                self._swap(layer, policy.get(layer, FLOAT_PRECISION))
+        self._applied |= changed
+        if changed and self.points:
+            self._place()
         return self.model
 
-    def _input_quantizer(self, range_: Range, format: Format) -> Any:
+    def _swap(self, layer: str, precision: Precision) -> None:
+        """Puts the values of a format where the layer's weight is, and the bias that goes with it."""
+        format = precision.weight
+        weight, *repaired = (self._float[layer],) if format.is_float else self._choice(layer, format)
+        self.weight(layer).data = weight
+        if layer in self._float_bias:
+            bias = repaired[0] if repaired else self._float_bias[layer]
+            self.owner(layer).get_parameter("bias").data = self._integer_bias(layer, precision, bias)
+
+    def _integer_bias(self, layer: str, precision: Precision, bias: Tensor) -> Tensor:
+        """With `placement=full`, the bias in 32-bit steps of input scale times weight scale, as integer kernels add."""
+        if not (self.points and precision.weight.is_static_integer and precision.input.is_static_integer):
+            return bias
+        weight_scale = self.weight_parameters(layer, precision.weight)["scale"]
+        step = self.input_range(layer, precision.input).scale * weight_scale
+        return ((bias / step).round().clamp(-BIAS_HIGHEST, BIAS_HIGHEST) * step).to(bias.dtype)
+
+    def _place(self) -> None:
+        """Quantizes tensors where they are produced, as the policy applied now has it."""
+        operation_format = Format.parse(self.settings.operation_format)
+        placed = formats_of(self.points, self.network, self._applied, operation_format)
+        if placed == self._placed:
+            return
+        self._treating.close()
+        self._placed = placed
+        if placed:
+            owners = {name: self.owner(name) for name in self.network.names}
+            treatments = {tensor: self._tensor_quantizer(tensor, format) for tensor, format in placed.items()}
+            self._treating.enter_context(Placement(self.model, self.points).treating(treatments, owners))
+
+    def _tensor_quantizer(self, tensor: str, format: Format) -> Callable[[Tensor], Tensor]:
+        readers = next(point.readers for point in self.points if point.tensor == tensor)
+        feature_axis = self._feature_axis(readers[0]) if readers else -1
+        if not format.has_static_range:
+            return input_quantizer(format, None, feature_axis)
+        range_ = self.input_range(readers[0], format) if readers else self.tensor_range(tensor, format)
+        return input_quantizer(format, range_, feature_axis)
+
+    def _feature_axis(self, layer: str) -> int:
+        return -1 if isinstance(self.owner(layer), nn.Linear) else 1
+
+    def _choice(self, layer: str, format: Format) -> tuple[Tensor, ...]:
+        """The layer's weight in a format, and the bias that repairs it where the settings ask for that."""
+        return self._cache.get((layer, format), lambda: self._quantize(layer, format))
+
+    def _quantize(self, layer: str, format: Format) -> tuple[Tensor, ...]:
+        weight = self._float[layer]
+        with torch.inference_mode(False), torch.no_grad():
+            parameters = self.weight_parameters(layer, format)
+            quantized = quantize_weight(weight, format, self.network[layer].channel_axis, parameters)
+            mean_input = self._seen.mean_input(layer)
+            if layer not in self._float_bias or mean_input is None or self.settings.repair != "bias":
+                return (quantized,)
+            shift = expected_shift(self.owner(layer), quantized - weight, mean_input)
+            bias = self._float_bias[layer]
+            return quantized, (bias - shift).to(bias.dtype)
+
+    def _hook(self, layer: str, format: Format) -> None:
+        """Puts the quantizer of a format in front of a layer, in place of the one that is there."""
+        if layer in self._hooks:
+            self._hooks.pop(layer).remove()
+        if format.is_float:
+            return
+        owner = self.owner(layer)
+        range_ = self.input_range(layer, format) if format.has_static_range else None
+        quantize = input_quantizer(format, range_, self._feature_axis(layer))
+
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            x = _first_tensor(args, kwargs)
-            quantized = quantize_input(x, range_, format, self._memory_like(x))
+            x = first_tensor(args, kwargs)
+            quantized = quantize(x, self._memory_like(x))
             return ((quantized, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): quantized})
 
-        return hook
+        self._hooks[layer] = owner.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _memory_like(self, x: Tensor) -> Tensor | None:
         """The shared memory in the shape of `x`; None where it cannot be used."""
@@ -211,21 +365,6 @@ class QuantizedModel:
         if self._memory.numel() < x.numel():
             self._memory = torch.empty(x.numel(), device=x.device)
         return self._memory[: x.numel()].view(x.shape)
-
-    def _quantized_weight(self, layer: str, format: Format) -> Tensor:
-        if format.is_float:
-            return self._float[layer]
-        key = (layer, format)
-        if key not in self._quantized:
-            scale = self.weight_scale(layer, format)
-            axis = self.network[layer].channel_axis
-            values = quantize_weight(self._float[layer], scale, format, axis)
-            self._quantized[key] = values.to(self._float[layer].dtype)
-        return self._quantized[key]
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -1,68 +1,108 @@
 """Bias correction: quantized weights shift the mean of a layer's outputs, and its bias can take the shift back.
 
-Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019 (arXiv 1906.04721), in its
-empirical form: the shift is measured on calibration data, layer after layer in execution order, with every layer before
-already quantized and corrected.
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019 (arXiv 1906.04721), in both
+forms. Empirical: the shift is measured on calibration data, layer after layer in execution order, with every layer
+before already quantized and corrected. Analytic: it is the layer's weight error applied to its mean input in float.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from search.policy import Policy
-from search.quality.evaluate import Evaluator
-from search.quantize.simulate import QuantizedModel, exact_inference
-from search.tasks.task import Task, call
+from hwmodels import Precision
+from search.errors import ConfigError, closest
+from search.quantize.shift import Mean, expected_shift
+from search.quantize.simulate import QuantizedModel
+from search.recover.stages import float_biases, last_of, quantized_layers, stages
+from search.recover.statistics import Moments
+from search.recover.unfold import channel_axis
+from search.recover.watch import watch
+from search.tasks.task import Task
 
-CHANNEL_AXIS = {"linear": -1}  # of a layer's output; convolutions have theirs at 1
-
-
-def bias_correction(evaluator: Evaluator, policy: Policy) -> dict[str, Tensor]:
-    """Returns corrected biases by parameter name, for every quantized layer that has a bias; alters nothing."""
-    simulated, task = evaluator.simulated, evaluator.task
-    modules = dict(simulated.model.named_modules())
-    corrected: dict[str, Tensor] = {}
-    targets = [
-        layer.name
-        for layer in simulated.network
-        if not policy[layer.name].weight.is_float and isinstance(getattr(modules.get(layer.name), "bias", None), Tensor)
-    ]
-    simulated.apply({})
-    wanted = _output_means(simulated, task, targets)
-    simulated.apply(policy)
-    original = {name: modules[name].bias.detach().clone() for name in targets}
-    for name in targets:
-        shift = wanted[name] - _output_means(simulated, task, [name])[name]
-        corrected[f"{name}.bias"] = original[name] + shift.to(original[name].dtype)
-        modules[name].bias.data = corrected[f"{name}.bias"].clone()
-    for name in targets:
-        modules[name].bias.data = original[name]
-    return corrected
+METHODS = ("empirical", "analytic")
 
 
-def _output_means(simulated: QuantizedModel, task: Task, layers: list[str]) -> dict[str, Tensor]:
-    """Mean output of every channel of `layers` over the calibration split, each of shape `(channels,)`."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+def bias_correction(
+    simulated: QuantizedModel,
+    policy: Mapping[str, Precision],
+    task: Task,
+    reference: QuantizedModel | None = None,
+    *,
+    method: str = "empirical",
+) -> QuantizedModel:
+    """Returns a copy whose quantized linear layers and convolutions keep the mean of every output channel.
 
-    def watch(name: str) -> Any:
-        axis = CHANNEL_AXIS.get(simulated.network[name].kind, 1)
+    Layers without a bias stay as they are, as do those that no calibration sample reaches.
 
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            flat = output.movedim(axis, -1).reshape(-1, output.shape[axis]).double()
-            sums[name] = sums.get(name, torch.zeros(flat.shape[1], dtype=torch.float64)) + flat.sum(0)
-            counts[name] = counts.get(name, 0) + len(flat)
+    Args:
+        simulated: Has the network; it is not altered.
+        policy: The precisions to repair.
+        task: Gives the calibration data.
+        reference: Has the float network whose means are to be kept, and is left in float; by default `simulated`.
+            Needed where an earlier repair altered weights or biases of `simulated`.
+        method: `empirical` corrects what quantized weights and inputs shift, in one pass over the data for every group
+            of layers that do not depend on each other; `analytic` what quantized weights shift, in a single pass.
 
-        return hook
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    if method not in METHODS:
+        raise ConfigError(
+            f"bias_correction has no method {method!r}{closest(method, METHODS)}; allowed: {', '.join(METHODS)}"
+        )
+    repaired = simulated.fork()
+    layers = [layer for layer in quantized_layers(repaired, policy) if repaired.bias_name(layer)]
+    if method == "analytic":
+        _correct(repaired, _expected_shifts(repaired, policy, task, layers, reference or repaired))
+        return repaired
+    wanted = _output_means(reference or repaired, {}, task, layers)
+    for stage in stages(repaired.network, layers):
+        found = _output_means(repaired, policy, task, stage)
+        _correct(repaired, {layer: mean - wanted[layer] for layer, mean in found.items() if layer in wanted})
+    return repaired
 
-    modules = dict(simulated.model.named_modules())
-    handles = [modules[name].register_forward_hook(watch(name)) for name in layers]
-    with exact_inference():
-        for batch in task.batches("calibration"):
-            call(simulated.model, task.inputs(batch))
-    for handle in handles:
-        handle.remove()
-    return {name: sums[name] / counts[name] for name in layers}
+
+def _correct(repaired: QuantizedModel, shifts: Mapping[str, Tensor]) -> None:
+    """Takes shifts of mean outputs, by layer, out of the layers' biases."""
+    biases = float_biases(repaired, shifts)
+    names = {layer: repaired.bias_name(layer) for layer in shifts}
+    repaired.alter({name: biases[layer] - shifts[layer] for layer, name in names.items() if name})
+
+
+def _output_means(
+    simulated: QuantizedModel, policy: Mapping[str, Precision], task: Task, layers: list[str]
+) -> dict[str, Tensor]:
+    """Mean output of every channel over the calibration split, by layer; layers that it does not reach are left out."""
+    moments = {layer: Moments(channel_axis(simulated.owner(layer))) for layer in layers}
+    looks = {layer: moment.add for layer, moment in moments.items()}
+    until = last_of(simulated.network, layers) if layers else None
+    watch(simulated, policy, task, outputs=looks, until=until)
+    return {layer: moment.mean for layer, moment in moments.items() if moment.count}
+
+
+def _expected_shifts(
+    repaired: QuantizedModel,
+    policy: Mapping[str, Precision],
+    task: Task,
+    layers: Iterable[str],
+    reference: QuantizedModel,
+) -> dict[str, Tensor]:
+    """Shift of every channel's mean output under the policy, by layer: that of its weight and that of its bias."""
+    means = {layer: Mean(reference.owner(layer)) for layer in layers}
+    watch(reference, {}, task, inputs={layer: _unless_empty(mean) for layer, mean in means.items()})
+    biases, weights = float_biases(reference, means), {layer: reference.float_weight(layer) for layer in means}
+    repaired.apply(policy)
+    shifts = {}
+    for layer, mean in means.items():
+        if mean.value is not None:
+            error = repaired.weight(layer).float() - weights[layer].float()
+            shift = expected_shift(repaired.owner(layer), error, mean.value)
+            shifts[layer] = shift + repaired.owner(layer).get_parameter("bias").detach() - biases[layer]
+    return shifts
+
+
+def _unless_empty(mean: Mean) -> Callable[[Tensor], None]:
+    """Shows a mean what has values: experts may be given no rows."""
+    return lambda x: mean.add(x) if x.numel() else None

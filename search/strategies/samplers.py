@@ -61,7 +61,7 @@ class Tpe(Strategy):
             trial = objective(space.decode(point))
             for name, excess in objective.violations(trial).items():
                 asked.set_constraint(name, excess)
-            loss = objective.loss(trial) if trial.state == "complete" else worst
+            loss = objective.loss(trial) if trial.is_measured else worst
             worst = max(worst, loss)
             study.tell(asked, loss)
 

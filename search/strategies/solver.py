@@ -106,7 +106,7 @@ class Solver(Strategy):
                 tried.add(policy)
                 trial = objective(policy)
                 yield trial
-                if trial.state == "complete":
+                if trial.is_measured:
                     losses.append(objective.predict(policy))
                     drops.append(trial.certain_drop)
             if not allowed:
