@@ -89,7 +89,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     if job.recover.before:
         evaluator.float_scores("report")
         middle = _middle(space, job.recover.at)
-        repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path)
+        repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path, "before")
         simulated, gains = repaired.simulated, repaired.gains
         evaluator = evaluator.of(simulated)
 

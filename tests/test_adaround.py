@@ -12,7 +12,7 @@ from tiny import Bench, TinyTask, make_bench
 from torch import Tensor, nn
 
 from hwmodels import Format, Precision
-from search.errors import ConfigError
+from search.errors import ConfigError, DataError
 from search.quantize.formats import quantize_rows, quantize_weight
 from search.quantize.grouping import to_groups
 from search.quantize.ranges import weight_parameters
@@ -199,6 +199,13 @@ def test_layers_the_data_do_not_reach_stay() -> None:
     task, simulated = simulate(networks.Branching(), torch.rand(8, 4), batch=8)
     task._batches = [torch.zeros(0, 4)]
     assert same(state(adaround(simulated, uniform(simulated, "int2"), task)), state(simulated))
+
+
+def test_errors_name_the_layer() -> None:
+    task, simulated = simulate(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
+    task._batches = [torch.full((4, 4), torch.nan)]
+    with pytest.raises(DataError, match="layer 0: it reads or returns NaN"):
+        adaround(simulated, uniform(simulated, "int4"), task)
 
 
 def test_settings_must_be_positive(bench: Bench) -> None:

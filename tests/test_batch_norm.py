@@ -126,6 +126,14 @@ def test_norms_that_stayed_get_the_statistics_of_what_they_read() -> None:
     assert errors[1] < errors[0]
 
 
+def test_norms_before_anything_quantized_stay() -> None:
+    task, simulated = simulate(PreActivation(), correlated(48, 3, 6, 6))
+    before, after = state(simulated), state(batch_norm(simulated, {"conv": Precision.parse("int2/uint8")}, task))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"second.running_mean", "second.running_var"}
+    assert same(state(batch_norm(simulated, {}, task)), before)
+
+
 def test_argument_is_untouched_and_result_is_repeatable(bench: Bench) -> None:
     policy = Policy.uniform(bench.network, Precision.parse("int2/uint4"))
     before, ranges = state(bench.simulated), set(bench.simulated.ranges.weights)

@@ -188,7 +188,7 @@ def test_shared_weights_and_layers_without_matrix_stay() -> None:
     assert changed == {f"block.{layer}.weight" for layer in ("qkv", "out", "up", "down")}
 
 
-def test_layers_that_read_the_same_share_a_pass_and_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_read_the_same_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     class Projections(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -207,7 +207,7 @@ def test_layers_that_read_the_same_share_a_pass_and_its_sums(monkeypatch: pytest
 
     monkeypatch.setattr(sys.modules["search.recover.gptq"], "watch", counted)
     repaired = gptq(simulated, policy, task)
-    assert watched == [["q", "v"], ["out"]]  # k reads what q reads, v reads it in another format
+    assert watched == [["q", "k", "v"], ["out"]]
     for layer in "qkv":
         alone = gptq(simulated, {layer: policy[layer]}, task)
         assert torch.equal(alone.float_weight(layer), repaired.float_weight(layer))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import networks
 import numpy as np
+import prefix_networks as nets
 import pytest
 import test_models
 import torch
@@ -17,8 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Bench, TinyNet, make_bench
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hwmodels import Format, Network, Precision
 from search.quantize.fold import fold_batch_norm
@@ -93,262 +91,6 @@ def assert_equal(runner: PrefixRunner, policies: Sequence[Mapping[str, Precision
         assert len(outputs) == len(expected)
 
 
-class Bottleneck(nn.Module):
-    """A residual block as torchvision has it: activations in place, the shortcut added in place."""
-
-    def __init__(self, width: int, downsample: bool) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.downsample = nn.Sequential(nn.Conv2d(width, width, 1)) if downsample else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.relu(self.bn1(self.conv1(x))))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out += shortcut
-        return self.relu(out)
-
-
-class InPlaceNet(nn.Module):
-    """Blocks in a row whose activations overwrite what was returned to others; the first one changes its own input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.blocks = nn.Sequential(nn.ReLU(inplace=True), Bottleneck(4, True), Bottleneck(4, False))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stem = self.stem(x)
-        deep = self.blocks(stem)  # overwrites `stem`
-        return self.head(torch.cat([stem, deep], 1).mean((2, 3)))
-
-
-class Dense(nn.Module):
-    """Every layer reads all earlier results; a dictionary that modules pass on and fill is what is returned."""
-
-    class Step(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.fc = nn.Linear(width, 4)
-
-        def forward(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-            found[f"step{len(found)}"] = self.fc(torch.cat(list(found.values()), 1)).tanh()
-            return found
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = nn.ModuleList(self.Step(width) for width in (4, 8, 12))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found = {"x": x}
-        for step in self.steps:
-            found = step(found)
-        return {"logits": found["step3"], **found}
-
-
-@dataclass
-class Pair:
-    """What `Pairs` passes on."""
-
-    low: Tensor
-    high: Tensor | None = None
-    label: str = "pair"
-
-
-class Pairs(nn.Module):
-    """Dataclasses with views of one memory between modules, written to by others."""
-
-    class Split(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(6, 8)
-
-        def forward(self, x: Tensor) -> Pair:
-            return Pair(*self.fc(x).chunk(2, 1))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.split, self.low, self.high = self.Split(), nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pair = self.split(x)
-        low = self.low(pair.low)
-        pair.low.relu_()
-        pair.label = "used"
-        return self.high(pair.low + pair.high) + low
-
-
-class FunctionalTie(nn.Module):
-    """The first layer's weight is used again by a function, and read for its type before anything else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.middle = nn.Embedding(10, 6), nn.Linear(6, 6)
-        self.block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
-
-    def forward(self, ids: Tensor) -> Tensor:
-        dtype = self.middle.weight.dtype
-        x = self.block(self.middle(self.embedding(ids).to(dtype)))
-        return F.linear(x, self.embedding.weight) + F.linear(x, self.middle.weight).sum()
-
-
-class Attending(nn.Module):
-    """Attention, whose output projection is a layer that is never called, behind and before other layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 3)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        mixed, weights = self.attention(x, x, x)
-        return self.after(mixed) + weights.mean()
-
-
-class Packing(nn.Module):
-    """A module that returns a packed sequence, and a GRU after it."""
-
-    class Pack(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(10, 6)
-
-        def forward(self, ids: Tensor) -> Any:
-            return pack_padded_sequence(self.embedding(ids), torch.tensor([3, 5]), True, enforce_sorted=False)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pack, self.gru, self.head = self.Pack(), nn.GRU(6, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(pad_packed_sequence(self.gru(self.pack(ids))[0], batch_first=True)[0])
-
-
-class LateWrite(nn.Module):
-    """Overwrites what an earlier layer returned, but only where a later one returns little: on some policies' paths."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.first(x), self.second(x)
-        if b.abs().sum() < x.abs().sum():
-            a.mul_(b)
-        else:
-            b = self.head(b).repeat(1, 2)[:, :4]
-        return self.head(a + b)
-
-
-class Note:
-    """An object that a module holds, with something in it."""
-
-    value: Any = None
-
-
-class Writer(nn.Module):
-    """Leaves something behind: in an attribute, a list, a buffer, or an object that nothing tells about."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.fc, self.where, self.mark, self.marks, self.note = nn.Linear(4, 4), where, None, [], Note()
-        self.register_buffer("kept", torch.zeros(6, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.fc(x)
-        if self.where == "attribute":
-            self.mark = y.tanh()
-        elif self.where == "list":
-            self.marks.append(y.tanh())
-        elif self.where == "buffer":
-            self.kept.copy_(y.tanh())
-        else:
-            self.note.value = y.tanh()
-        return y
-
-    def find(self) -> Tensor:
-        if self.where == "attribute":
-            return self.mark
-        if self.where == "list":
-            return self.marks.pop()
-        return self.kept if self.where == "buffer" else self.note.value
-
-
-class Remembering(nn.Module):
-    """Reads what an earlier module left behind."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.first, self.middle, self.last = nn.Sequential(Writer(where)), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        middle = self.middle(self.first(x))
-        return self.last(middle + self.first[0].find())
-
-
-class SharedObject(nn.Module):
-    """A module returns an object that it keeps; what others put into it, it sees."""
-
-    class Opener(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.note = nn.Linear(4, 4), Note()
-
-        def forward(self, x: Tensor) -> Note:
-            self.note.value = self.fc(x)
-            return self.note
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opener, self.middle, self.last = self.Opener(), nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        note = self.opener(x)
-        note.value = self.middle(note.value)
-        return self.last(self.opener.note.value)
-
-
-class SameMemory(nn.Module):
-    """A module returns what it is given, which was computed outside of modules and is written to afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.same = nn.Linear(4, 4), nn.Sequential(nn.Identity())
-        self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
-        same = self.same(x)
-        y = self.middle(x)
-        x.add_(1)
-        return self.last(same + y)
-
-
-class Twice(nn.Module):
-    """A residual block that runs twice, with another layer between."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.max_pool2d(self.conv(x) + x, 2)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.block, self.middle = nn.Conv2d(1, 4, 3, padding=1), self.Block(), nn.Conv2d(4, 4, 1)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block(self.stem(x))
-        x = self.block(torch.tanh(self.middle(x)))
-        return self.head(x.flatten(1))
-
-
 def images(count: int = 6) -> Tensor:
     return torch.randn(count, 1, 6, 6)
 
@@ -373,19 +115,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "transformer": (test_models.Transformer, ids(4, 6)),
     "conv and lstm": (test_models.Recurrent, lambda: torch.randn(4, 4, 9)),
     "gated": (test_models.Gated, lambda: {"left": torch.randn(4, 8), "right": torch.randn(4, 3)}),
-    "blocks in place": (InPlaceNet, images),
-    "dense": (Dense, vectors(4)),
-    "pairs": (Pairs, vectors(6)),
-    "functional tie": (FunctionalTie, ids(4, 5)),
-    "attending": (Attending, lambda: torch.randn(3, 5, 8)),
-    "packing": (Packing, ids(2, 5)),
-    "late write": (LateWrite, vectors(4)),
-    "shared object": (SharedObject, vectors(4)),
-    "same memory": (SameMemory, vectors(4)),
-    "twice": (Twice, lambda: torch.randn(4, 1, 4, 4)),
-    "attribute": (lambda: Remembering("attribute"), vectors(4)),
-    "list": (lambda: Remembering("list"), vectors(4)),
-    "buffer": (lambda: Remembering("buffer"), vectors(4)),
+    "blocks in place": (nets.InPlaceNet, images),
+    "dense": (nets.Dense, vectors(4)),
+    "pairs": (nets.Pairs, vectors(6)),
+    "functional tie": (nets.FunctionalTie, ids(4, 5)),
+    "attending": (nets.Attending, lambda: torch.randn(3, 5, 8)),
+    "packing": (nets.Packing, ids(2, 5)),
+    "late write": (nets.LateWrite, vectors(4)),
+    "shared object": (nets.SharedObject, vectors(4)),
+    "same memory": (nets.SameMemory, vectors(4)),
+    "twice": (nets.Twice, lambda: torch.randn(4, 1, 4, 4)),
+    "attribute": (lambda: nets.Remembering("attribute"), vectors(4)),
+    "list": (lambda: nets.Remembering("list"), vectors(4)),
+    "buffer": (lambda: nets.Remembering("buffer"), vectors(4)),
 }
 
 
@@ -443,19 +185,6 @@ def test_any_set_of_policies(tiny: tuple[PrefixRunner, Bench], data: st.DataObje
     assert runner.trouble is None
 
 
-class Chain(nn.Module):
-    """Blocks one after the other, as language models have them: only the last result is of use."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(blocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
 def calls_of_layers(simulated: QuantizedModel) -> Counter[str]:
     calls: Counter[str] = Counter()
     for name in simulated.network.names:
@@ -465,7 +194,7 @@ def calls_of_layers(simulated: QuantizedModel) -> Counter[str]:
 
 def test_each_layer_runs_only_for_choices_before_it() -> None:
     depth = 8
-    runner, simulated = runner_of(Given(Chain(depth), torch.randn(4, 16)))
+    runner, simulated = runner_of(Given(nets.Chain(depth), torch.randn(4, 16)))
     calls = calls_of_layers(simulated)
     policies = single_choices(simulated.network)
     each = len(policies) // depth
@@ -490,7 +219,7 @@ def test_a_glance_at_a_weight_is_no_use_of_it() -> None:
 def test_memory_does_not_grow_with_depth() -> None:
     peaks = []
     for depth in (4, 16):
-        runner, simulated = runner_of(Given(Chain(depth), torch.randn(32, 16), torch.randn(32, 16)))
+        runner, simulated = runner_of(Given(nets.Chain(depth), torch.randn(32, 16), torch.randn(32, 16)))
         assert_equal(runner, single_choices(simulated.network))
         peaks.append(runner.peak_bytes)
     activation = 2 * 32 * 16 * 4
@@ -512,14 +241,14 @@ def test_memory_limit(name: str, share: float) -> None:
 
 
 def test_bytes_are_those_of_the_tensors_kept() -> None:
-    runner, simulated = runner_of(Given(Chain(2), torch.randn(5, 16)))
+    runner, simulated = runner_of(Given(nets.Chain(2), torch.randn(5, 16)))
     list(runner.sweep(single_choices(simulated.network), keep))
     assert runner.peak_bytes == 5 * 16 * 4
 
 
 def test_what_nothing_tells_about_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    task = Given(Remembering("object"), *(torch.randn(6, 4) for _ in range(3)))
+    task = Given(nets.Remembering("object"), *(torch.randn(6, 4) for _ in range(3)))
     runner, simulated = runner_of(task)
     with caplog.at_level(logging.WARNING):
         assert_equal(runner, single_choices(simulated.network))
@@ -531,41 +260,9 @@ def test_what_nothing_tells_about_is_noticed(caplog: pytest.LogCaptureFixture) -
     assert set(calls.values()) == {3 * (1 + len(single_choices(simulated.network)))}
 
 
-class Random(nn.Module):
-    """Returns something else every time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x) + torch.rand(4))
-
-
-class Counting(nn.Module):
-    """Insists that its first layer runs."""
-
-    class Counted(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            self.note.value = (self.note.value or 0) + 1
-            return super().forward(x)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = self.Counted(4, 4), nn.Linear(4, 3)
-        self.first.note = Note()
-
-    def forward(self, x: Tensor) -> Tensor:
-        before = self.first.note.value or 0
-        x = self.first(x)
-        if self.first.note.value != before + 1:
-            raise RuntimeError("the first layer did not run")
-        return self.last(x)
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
-    [(Random(), "its outputs are others"), (Counting(), "RuntimeError: the first layer did not run")],
+    [(nets.Random(), "its outputs are others"), (nets.Counting(), "RuntimeError: the first layer did not run")],
 )
 def test_networks_that_cannot_be_cut(model: nn.Module, reason: str) -> None:
     runner, simulated = runner_of(Given(model, torch.randn(6, 4)))
@@ -574,23 +271,8 @@ def test_networks_that_cannot_be_cut(model: nn.Module, reason: str) -> None:
     assert reason in str(runner.trouble)
 
 
-class Unsteady(nn.Module):
-    """Goes another way every time from when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.note = Note()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.note.value is not None:
-            self.note.value = not self.note.value
-        x = self.right(x) if self.note.value else self.left(x)
-        return self.last(x)
-
-
 def test_a_network_that_changes_its_way_later() -> None:
-    runner, simulated = runner_of(Given(Unsteady(), torch.randn(6, 4)))
+    runner, simulated = runner_of(Given(nets.Unsteady(), torch.randn(6, 4)))
     policies = single_choices(simulated.network)
     sweep = runner.sweep(policies, keep)
     next(sweep)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwmodels import Precision
-from search.recover.stages import last_of, quantized_layers, rounded_layers, stages
+from search.recover.stages import dependent_on, last_of, quantized_layers, rounded_layers, stages
 from search.trace import trace
 
 
@@ -59,6 +59,14 @@ class Unfollowed(nn.Module):
 def test_what_cannot_be_followed_depends_on_all_before() -> None:
     network = trace(Unfollowed(), torch.randn(2, 4))
     assert stages(network, network.names) == [["first"], ["second"]]
+
+
+def test_what_depends_on_what(bench: Bench) -> None:
+    found = dependent_on(bench.network, ["left"])
+    assert {"left", "head"} <= found
+    assert not {"stem", "right", "relu"} & found
+    assert dependent_on(trace(Unfollowed(), torch.randn(2, 4)), ["first"]) == {"first", "second"}
+    assert dependent_on(bench.network, []) == set()
 
 
 def test_a_layer_called_again_keeps_the_pass_going() -> None:

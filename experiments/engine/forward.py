@@ -2,8 +2,9 @@
 
     python experiments/engine/forward.py
 
-Times both passes on ResNet-20 at batch 500, interleaved, and writes forward.csv: median seconds of each and the median of
-the ratios pair by pair, with the memory of quantized inputs reused, as a search does, and not, as `plan.apply` returns it.
+Times both passes on ResNet-20 at batch 500, interleaved, and writes forward.csv: median seconds of each and the median
+of the ratios pair by pair, with the memory of quantized inputs reused, as a search does, and not, as `plan.apply`
+returns it.
 Then apply.csv: milliseconds of applying a policy that differs from the last one in one layer, weights quantized before.
 Weights are untrained: time does not depend on them.
 """

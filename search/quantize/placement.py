@@ -226,13 +226,17 @@ class Placement(TorchFunctionMode):
     ) -> Any:
         """Calls `func` and treats its result where it is one of the tensors."""
         event = self._counter.next(func)
-        result = func(*args, **(kwargs or {}))
         treatment = self._by_event.get(event) if event else None
-        if treatment and isinstance(result, Tensor) and (treated := treatment(result)) is not None:
-            if any(result is given for given in args):  # written in place: others see the same memory
-                return result.copy_(treated)
-            return treated
-        return result
+        if treatment is None:
+            return func(*args, **(kwargs or {}))
+        given, *others = args
+        # Autograd keeps what a function in place returns, so where it is watching, only the outcome is written back.
+        source = given.clone() if torch.is_grad_enabled() and isinstance(given, Tensor) else given
+        result = func(source, *others, **(kwargs or {}))
+        treated = treatment(result) if isinstance(result, Tensor) else None
+        if treated is None:
+            return given if result is source else result
+        return given.copy_(treated) if result is source else treated
 
     def _start(self, module: nn.Module, args: Any) -> None:
         self._counter.restart()

@@ -27,7 +27,8 @@ from hwmodels import Format, Precision
 from hwmodels.precision import FLOAT_PRECISION
 from search.quantize.cache import SHARE_OF_FREE_MEMORY, free_memory
 from search.quantize.placement import Point, formats_of
-from search.quantize.recording import DivergedError, Recorder, Recording, Replay, Stops
+from search.quantize.recorder import Recorder, Stops
+from search.quantize.recording import DivergedError, Recording, Replay
 from search.quantize.simulate import QuantizedModel, exact_inference
 from search.tasks.task import Task
 
@@ -121,8 +122,8 @@ class PrefixRunner:
     def _advance(self, policy: Policy, recordings: Recordings, stops: Stops) -> None:
         """Goes on with the recordings up to the first of the stops, as far as they fit."""
         if not self._is_rehearsed:
-            self._is_rehearsed = True
             self._rehearse()
+            self._is_rehearsed = True
         model = self._simulated.apply(policy)
         for index in range(len(self._batches)):
             if self.trouble or not self._record(model, index, recordings, stops):
@@ -160,14 +161,16 @@ class PrefixRunner:
         Batches take turns, so that what one leaves behind in the model would show in the other.
         """
         count = min(REHEARSED_BATCHES, len(self._batches))
+        model = self._simulated.apply({})
+        expected, self._unanswered = self._plainly(model, count)
         with self._holding([Recording()] * count) as recordings:
-            model = self._simulated.apply({})
-            expected, self._unanswered = self._plainly(model, count)
             try:
                 for layer in self._simulated.network.names:
                     stops = Stops({self._simulated.owner(layer)}, {id(self._simulated.weight(layer))})
                     for index in range(count):
                         self._record(model, index, recordings, stops)
+                    if self.trouble:
+                        return
                 found = [self._outputs(model, index, recording) for index, recording in enumerate(recordings)]
             except Exception as error:  # whatever breaks when parts of the user's model do not run
                 self._give_up(f"{type(error).__name__}: {error}")

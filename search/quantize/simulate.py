@@ -289,15 +289,19 @@ class QuantizedModel:
         self.weight(layer).data = weight
         if layer in self._float_bias:
             bias = repaired[0] if repaired else self._float_bias[layer]
-            self.owner(layer).get_parameter("bias").data = self._integer_bias(layer, precision, bias)
+            self.owner(layer).get_parameter("bias").data = self.integer_bias(layer, precision, bias)
 
-    def _integer_bias(self, layer: str, precision: Precision, bias: Tensor) -> Tensor:
-        """With `placement=full`, the bias in 32-bit steps of input scale times weight scale, as integer kernels add."""
+    def integer_bias(self, layer: str, precision: Precision, bias: Tensor) -> Tensor:
+        """With `placement=full`, the bias in 32-bit steps of input scale times weight scale, as integer kernels add.
+
+        A channel whose bias does not fit, as one of all but dead weights, keeps it in float, as runtimes do.
+        """
         if not (self.points and precision.weight.is_static_integer and precision.input.is_static_integer):
             return bias
         weight_scale = self.weight_parameters(layer, precision.weight)["scale"]
         step = self.input_range(layer, precision.input).scale * weight_scale
-        return ((bias / step).round().clamp(-BIAS_HIGHEST, BIAS_HIGHEST) * step).to(bias.dtype)
+        codes = (bias / step).round()
+        return torch.where(codes.abs() <= BIAS_HIGHEST, codes * step, bias).to(bias.dtype)
 
     def _place(self) -> None:
         """Quantizes tensors where they are produced, as the policy applied now has it."""
@@ -314,13 +318,13 @@ class QuantizedModel:
 
     def _tensor_quantizer(self, tensor: str, format: Format) -> Callable[[Tensor], Tensor]:
         readers = next(point.readers for point in self.points if point.tensor == tensor)
-        feature_axis = self._feature_axis(readers[0]) if readers else -1
+        feature_axis = self.feature_axis(readers[0]) if readers else -1
         if not format.has_static_range:
             return input_quantizer(format, None, feature_axis)
         range_ = self.input_range(readers[0], format) if readers else self.tensor_range(tensor, format)
         return input_quantizer(format, range_, feature_axis)
 
-    def _feature_axis(self, layer: str) -> int:
+    def feature_axis(self, layer: str) -> int:
         return -1 if isinstance(self.owner(layer), nn.Linear) else 1
 
     def _choice(self, layer: str, format: Format) -> tuple[Tensor, ...]:
@@ -347,7 +351,7 @@ class QuantizedModel:
             return
         owner = self.owner(layer)
         range_ = self.input_range(layer, format) if format.has_static_range else None
-        quantize = input_quantizer(format, range_, self._feature_axis(layer))
+        quantize = input_quantizer(format, range_, self.feature_axis(layer))
 
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -54,7 +54,7 @@ class Step:
         policy: Mapping[str, Precision],
         task: Task,
         reference: QuantizedModel,
-        directory: Path | None = None,
+        checkpoint: Path | None = None,
     ) -> QuantizedModel:
         """Returns a repaired copy of the simulated network.
 
@@ -63,14 +63,14 @@ class Step:
             policy: The policy to repair.
             task: Gives the data.
             reference: The network before any repair, whose outputs in float are to be kept.
-            directory: Where a repair that can be interrupted keeps how far it is.
+            checkpoint: Where a repair that can be interrupted keeps how far it is.
         """
         known = inspect.signature(REPAIRS[self.name]).parameters
         options = dict(self.options)
         if "reference" in known:
             options["reference"] = reference
-        if "checkpoint" in known and directory:
-            options.setdefault("checkpoint", directory / f"{self.name}.pt")
+        if "checkpoint" in known:
+            options["checkpoint"] = checkpoint
         return REPAIRS[self.name](simulated, policy, task, **options)
 
 
@@ -139,6 +139,7 @@ def recover(
     policy: Mapping[str, Precision],
     on_step: Callable[[str], None] = lambda name: None,
     directory: Path | None = None,
+    stage: str = "after",
 ) -> Recovered:
     """Applies repairs in order, each kept only where the selection split gets no worse.
 
@@ -148,12 +149,14 @@ def recover(
         policy: The policy to repair.
         on_step: Called with every repair before it runs.
         directory: Where repairs that can be interrupted keep how far they are.
+        stage: Whether this is `before` or `after` the search, for the names of those files.
     """
     quality, gains, reference = evaluator.measure(policy, "selection"), [], evaluator.simulated
-    for step in steps:
+    for number, step in enumerate(steps):
         on_step(f"repairing: {step}")
         started = time.perf_counter()
-        candidate = evaluator.of(step(evaluator.simulated, policy, evaluator.task, reference, directory))
+        checkpoint = directory / f"{stage}_{number}_{step.name}.pt" if directory else None
+        candidate = evaluator.of(step(evaluator.simulated, policy, evaluator.task, reference, checkpoint))
         after = candidate.measure(policy, "selection")
         kept = after.drop <= quality.drop
         gains.append(Gain(str(step), quality.drop, after.drop, kept, round(time.perf_counter() - started, 3)))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hwmodels import Format, Precision
-from search.errors import ConfigError
+from search.errors import ConfigError, DataError
 from search.quantize.formats import Parameters, decode, quantize_rows
 from search.quantize.grouping import to_groups
 from search.quantize.minifloat import magnitudes
@@ -80,6 +80,7 @@ def adaround(
 
     Raises:
         ConfigError: If `steps`, `samples` or `batch` is not positive.
+        DataError: If a layer reads or returns NaN or infinite values.
     """
     if min(steps, samples, batch) < 1:
         raise ConfigError(f"adaround takes positive steps, samples and batch, got {steps=}, {samples=}, {batch=}")
@@ -99,6 +100,8 @@ def adaround(
             axis = repaired.network[name].channel_axis
             targets = _targets(module, weight, biases.get(name), sample, wanted.pop(name))
             if sample.rows is not None and targets is not None:
+                if not (sample.rows.isfinite().all() and targets.isfinite().all()):
+                    raise DataError(f"layer {name}: it reads or returns NaN or infinity; check the calibration data")
                 rounded = adaround_weight(module, weight, sample.rows, targets, format, axis, parameters, learning)
                 repaired.alter({repaired.weight_name(name): rounded}, keep_ranges=True)
     return repaired

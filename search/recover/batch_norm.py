@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from hwmodels import Format, Precision
 from hwmodels.network import Layer
+from hwmodels.precision import FLOAT_PRECISION
 from search.quantize.affine import per_channel
 from search.quantize.fold import BATCH_NORMS
 from search.quantize.formats import Parameters
 from search.quantize.observe import first_tensor
 from search.quantize.simulate import QuantizedModel
-from search.recover.stages import float_biases, last_of, quantized_layers, stages, weight_format
+from search.recover.stages import dependent_on, float_biases, last_of, quantized_layers, stages, weight_format
 from search.recover.statistics import Moments
 from search.recover.unfold import channel_axis
 from search.recover.watch import watch
@@ -38,10 +39,10 @@ def batch_norm(
     """Returns a copy with the statistics of its batch norms, folded or not, as they are under the policy.
 
     In execution order, on the calibration split, with all that comes before already re-estimated; what does not depend
-    on each other shares a pass. A folded norm is recognised by the bias it leaves: quantized linear layers and
-    convolutions with a bias are matched. A gain needs float32 scales of every output channel's own; other formats (one
-    scale per tensor, powers of two, e4m3, casts, channels that share a scale over groups) get the mean alone, as does a
-    channel that is constant in either network.
+    on each other shares a pass. Norms that depend on nothing quantized stay. A folded norm is recognised by the bias it
+    leaves: quantized linear layers and convolutions with a bias are matched. A gain needs float32 scales of every
+    output channel's own; other formats (one scale per tensor, powers of two, e4m3, casts, channels that share a scale
+    over groups) get the mean alone, as does a channel that is constant in either network.
 
     Args:
         simulated: Has the network; it is not altered.
@@ -52,7 +53,9 @@ def batch_norm(
     """
     repaired = simulated.fork()
     layers = [layer for layer in quantized_layers(repaired, policy) if repaired.bias_name(layer)]
-    norms = [operation.name for operation in repaired.network.operations if _has_statistics(repaired, operation.name)]
+    quantized = [name for name, precision in policy.items() if precision != FLOAT_PRECISION]
+    moved = dependent_on(repaired.network, quantized)
+    norms = [part.name for part in repaired.network.operations if part.name in moved and _is_norm(repaired, part.name)]
     wanted = _moments(reference or repaired, {}, task, layers) if layers else {}
     for stage in stages(repaired.network, [*layers, *norms]):
         for name, found in _moments(repaired, policy, task, stage).items():
@@ -63,7 +66,7 @@ def batch_norm(
     return repaired
 
 
-def _has_statistics(simulated: QuantizedModel, name: str) -> bool:
+def _is_norm(simulated: QuantizedModel, name: str) -> bool:
     """True if an operation is a batch norm that computes with running statistics."""
     module: Any = dict(simulated.model.named_modules()).get(name)
     return type(module) in BATCH_NORMS and module.running_mean is not None

@@ -78,20 +78,11 @@ def gptq(
 def _grams(
     repaired: QuantizedModel, policy: Mapping[str, Precision], task: Task, stage: list[str]
 ) -> dict[str, Tensor]:
-    """Returns each layer's sum of `x @ x.T` over its input patches; linear layers that read the same share one."""
-    network = repaired.network
-    sources: dict[object, str] = {}
-    shared = {}
-    for name in stage:
-        layer = network[name]
-        is_plain = layer.kind == "linear" and layer.reads and layer.calls == 1
-        key = (layer.reads, policy[name].input) if is_plain else name
-        shared[name] = sources.setdefault(key, name)
-    grams = {name: Gram(repaired.owner(name)) for name in dict.fromkeys(shared.values())}
+    """Returns each layer's sum of `x @ x.T` over its input patches; layers that no sample reaches are left out."""
+    grams = {name: Gram(repaired.owner(name)) for name in stage}
     looks = {name: gram.add for name, gram in grams.items()}
-    watch(repaired, policy, task, inputs=looks, until=last_of(network, stage))
-    found = {name: grams[source].value for name, source in shared.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    watch(repaired, policy, task, inputs=looks, until=last_of(repaired.network, stage))
+    return {name: gram.value for name, gram in grams.items() if gram.value is not None}
 
 
 def gptq_weight(

@@ -139,7 +139,7 @@ class Learner:
         return self._quantizer(None, format, self._tensors.get(tensor))
 
     def _quantizer(self, layer: str | None, format: Format, range_: LearnedRange | None) -> Callable[[Tensor], Tensor]:
-        axis = self._simulated._feature_axis(layer) if layer else -1
+        axis = self._simulated.feature_axis(layer) if layer else -1
         if range_ is None:
             return lambda x: fake_quantize_input(x, format, axis)
         return lambda x: range_.quantize(x, axis)
@@ -159,7 +159,7 @@ class Learner:
             if weight.bias:
                 parameter = self._bias(name)
                 bias = weight.bias.value.to(parameter.dtype)
-                self._put(parameter, bias, simulated._integer_bias(name, self._precisions[name], bias))
+                self._put(parameter, bias, simulated.integer_bias(name, self._precisions[name], bias))
 
     def _put(self, parameter: nn.Parameter, learned: Tensor, value: Tensor) -> None:
         parameter.data = value.detach()

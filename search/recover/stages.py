@@ -14,6 +14,7 @@ from search.quantize.simulate import QuantizedModel
 
 MATRIX_KINDS = ("linear", "conv")  # the kinds of layers that `search.recover.unfold` knows, by how they begin
 LARGEST_BITS = 8
+NETWORK_INPUT = re.compile(r"input(\.\d+)?")  # names of the tensors that a network is given
 
 
 def quantized_layers(simulated: QuantizedModel, policy: Mapping[str, Precision]) -> list[str]:
@@ -67,7 +68,7 @@ def stages(network: Network, names: Iterable[str]) -> list[list[str]]:
     """
     parts = {part.name: part for part in (*network.operations, *network.layers)}
     chosen = set(names)
-    before: dict[str, int] = {name: 0 for name in network.tensors if re.fullmatch(r"input(\.\d+)?", name)}
+    before: dict[str, int] = {name: 0 for name in network.tensors if NETWORK_INPUT.fullmatch(name)}
     found: defaultdict[int, dict[str, None]] = defaultdict(dict)
     placed: set[str] = set()
     deepest = 0
@@ -83,6 +84,25 @@ def stages(network: Network, names: Iterable[str]) -> list[list[str]]:
         deepest = max(deepest, depth)
         before |= {tensor: max(depth, before.get(tensor, 0)) for tensor in part.writes}
     return [list(found[depth]) for depth in sorted(found)]
+
+
+def dependent_on(network: Network, names: Iterable[str]) -> set[str]:
+    """Returns the layers and operations among whose sources is one of `names`, those themselves included."""
+    parts = {part.name: part for part in (*network.operations, *network.layers)}
+    found, moved = set(names), set[str]()
+    has_begun = False
+    for name in network.order:
+        has_begun = has_begun or name in found
+        unfollowed = has_begun and any(_is_unfollowed(network, tensor) for tensor in parts[name].reads)
+        if name in found or unfollowed or moved.intersection(parts[name].reads):
+            found.add(name)
+            moved.update(parts[name].writes)
+    return found
+
+
+def _is_unfollowed(network: Network, tensor: str) -> bool:
+    """True for what a layer reads from code that could not be followed: neither produced nor given to the network."""
+    return network.tensors[tensor].producer is None and not NETWORK_INPUT.fullmatch(tensor)
 
 
 def last_of(network: Network, stage: Sequence[str]) -> str | None:

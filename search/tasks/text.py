@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from search.tasks.task import SPLITS, Split, Task
 from search.tasks.topics import file_texts, topic_texts
 
 BUNDLED = CHECKPOINTS / "text"
+TRAINING_BATCH = 8  # sequences
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -116,6 +117,25 @@ class Text(Task):
         """Yields token ids, int64 of shape `(sequences, context)`."""
         return iter(torch.split(self.sequences(split), self.batch_size))
 
+    def training_batches(self, epoch: int) -> Iterable[Tensor]:
+        """Yields windows of the text that the shipped model was trained on, cut and shuffled anew in every epoch.
+
+        With a text of the user's own, the sequences of its calibration split.
+        """
+        if self._text:
+            return super().training_batches(epoch)
+        generator = torch.Generator().manual_seed(epoch)
+        tokens, length = self._training_tokens, self.context - len(self._start)
+        cut = int(torch.randint(length, (), generator=generator))
+        count = (len(tokens) - cut) // length
+        windows = tokens[cut : cut + count * length].view(count, length)
+        windows = torch.cat([self._start.expand(count, -1), windows], 1)
+        return torch.split(windows[torch.randperm(count, generator=generator)], TRAINING_BATCH)
+
+    def loss(self, outputs: Tensor, batch: Tensor) -> Tensor:
+        """Returns the mean negative log-likelihood in nats, as `score` does."""
+        return self.score(outputs, batch)
+
     def score(self, outputs: Tensor, batch: Tensor) -> Tensor:
         """Returns the mean negative log-likelihood in nats of each sequence's tokens but the first.
 
@@ -157,6 +177,10 @@ class Text(Task):
     def _start(self) -> Tensor:
         first = self._tokenizer.bos_token_id
         return torch.tensor([token for token in self._tokenizer("").input_ids if token == first], dtype=torch.int64)
+
+    @cached_property
+    def _training_tokens(self) -> Tensor:
+        return encode(self._tokenizer, topic_texts()["train"])
 
     @cached_property
     def _tokens(self) -> dict[str, Tensor]:
