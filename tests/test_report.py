@@ -36,6 +36,7 @@ from search.figures.interactive import error_bars, hover_text, plot_front
 from search.figures.layer_costs import LayerCostsInfo, draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import Panel, SensitivityInfo, draw_sensitivity, sensitivity_info
 from search.job import Job, SpaceSettings
+from search.plan import PlannedRepair
 from search.policy import Policy
 from search.report import budget_text, front_rows, layer_rows, notes, winner_rows, write_report
 from search.run import search
@@ -517,6 +518,9 @@ def test_budgets_in_words(solved: RunDirectory) -> None:
     assert words() == "no limit"
 
 
+REPAIRS = {"gptq": 0.25, "bias_correction": 0.75}
+
+
 def test_notes_say_what_to_beware_of(solved: RunDirectory) -> None:
     plan = solved.plan()
     assert plan is not None
@@ -529,8 +533,11 @@ def test_notes_say_what_to_beware_of(solved: RunDirectory) -> None:
     assert "no interval" in single
     (failed,) = notes(about(status="failed"), plan)
     assert "failed" in failed
-    repaired = plan.model_copy(update={"recover": ["bias_correction"]})
-    assert "bias_correction" in notes(about(), repaired)[0]
+    steps = [PlannedRepair(repair=name, before=0.5, after=after, kept=after < 0.5) for name, after in REPAIRS.items()]
+    kept, dropped = notes(about(), plan.model_copy(update={"recover": tuple(steps)}))
+    assert "gptq took the drop on the selection split from +0.5000 to +0.2500, and was kept" in kept
+    assert "bias_correction took the drop" in dropped
+    assert "not kept" in dropped
 
 
 # The page

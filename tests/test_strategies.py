@@ -137,7 +137,7 @@ def test_tpe_learns_what_is_within_budget(bench: Bench, tmp_path: Path) -> None:
     limit = float(np.quantile(costs, 0.2))
     trials, _ = run(bench, Tpe(25), tmp_path, {"weight_bytes": limit})
     later = trials[len(trials) // 2 :]
-    assert np.mean([trial.state == "complete" for trial in later]) > 0.4
+    assert np.mean([trial.state == "complete" for trial in later]) > 0.3
 
 
 def test_random_search_lowers_until_the_budget_is_kept(bench: Bench, tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ TEXT_REPAIRS: dict[str, list[Any]] = {
 }
 
 
-
 def make_task(network: str) -> Task:
     """The task of a network, by the name on the command line."""
     return Text() if network == "text" else FashionMNIST(network)

@@ -38,7 +38,7 @@ class Mean:
     @property
     def value(self) -> Tensor | None:
         """The mean, float32; None before anything was seen."""
-        return None if self._sum is None else self._sum / self._count
+        return self._sum / self._count if self._sum is not None and self._count else None
 
 
 def expected_shift(module: Any, weight_error: Tensor, mean_input: Tensor) -> Tensor:

@@ -299,6 +299,8 @@ class QuantizedModel:
         if not (self.points and precision.weight.is_static_integer and precision.input.is_static_integer):
             return bias
         weight_scale = self.weight_parameters(layer, precision.weight)["scale"]
+        # A transposed convolution's groups share their scales.
+        weight_scale = weight_scale.repeat(max(1, len(bias) // len(weight_scale)))
         step = self.input_range(layer, precision.input).scale * weight_scale
         codes = (bias / step).round()
         return torch.where(codes.abs() <= BIAS_HIGHEST, codes * step, bias).to(bias.dtype)

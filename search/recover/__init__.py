@@ -32,6 +32,10 @@ REPAIRS: dict[str, Callable[..., QuantizedModel]] = {
 }
 
 
+PRESERVING = (equalization, smoothquant, awq)
+"""Repairs that leave what the float network returns as it is; they come first, the others refer to what they leave."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One repair with its options.
@@ -62,7 +66,8 @@ class Step:
             simulated: The network, as earlier repairs left it.
             policy: The policy to repair.
             task: Gives the data.
-            reference: The network before any repair, whose outputs in float are to be kept.
+            reference: The network whose layers' outputs in float are to be kept: as it was before repairs that alter
+                what it computes.
             checkpoint: Where a repair that can be interrupted keeps how far it is.
         """
         known = inspect.signature(REPAIRS[self.name]).parameters
@@ -162,4 +167,6 @@ def recover(
         gains.append(Gain(str(step), quality.drop, after.drop, kept, round(time.perf_counter() - started, 3)))
         if kept:
             evaluator, quality = candidate, after
+            if REPAIRS[step.name] in PRESERVING:
+                reference = candidate.simulated
     return Recovered(evaluator.simulated, quality, tuple(gains))

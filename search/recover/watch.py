@@ -36,7 +36,7 @@ def watch(
         policy: The precisions it runs with.
         task: Gives the data.
         inputs: Layer name to what is called with each of its inputs, as quantized as the layer gets it.
-        outputs: Layer name to what is called with each of its outputs.
+        outputs: Layer name to what is called with each of its outputs, before `placement=full` quantizes them.
         until: A layer after whose first call each pass may end.
         split: On which data.
     """
@@ -46,7 +46,8 @@ def watch(
             hook = simulated.owner(layer).register_forward_pre_hook(_on_input(look), with_kwargs=True)
             hooks.callback(hook.remove)
         for layer, look in (outputs or {}).items():
-            hooks.callback(simulated.owner(layer).register_forward_hook(_on_output(look)).remove)
+            hook = simulated.owner(layer).register_forward_hook(_on_output(look), prepend=True)
+            hooks.callback(hook.remove)
         if until:
             hooks.callback(simulated.owner(until).register_forward_hook(_stop).remove)
         with exact_inference():
