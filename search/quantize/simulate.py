@@ -18,26 +18,25 @@ from hwmodels.precision import FLOAT_PRECISION
 from search.errors import DataError
 from search.quantize.affine import Range
 from search.quantize.cache import TensorCache
+from search.quantize.float_network import FloatNetwork
 from search.quantize.formats import Parameters, input_quantizer, quantize_weight
 from search.quantize.observe import Observations, first_tensor
 from search.quantize.placement import Placement, Point, find_points, formats_of
 from search.quantize.ranges import input_range, weight_parameters
 from search.quantize.settings import QuantizerSettings, Ranges, WeightChoice
-from search.quantize.shift import LINEAR_KINDS, expected_shift
-from search.trace import parameter_of, slow_attention
+from search.quantize.shift import expected_shift
+from search.trace import slow_attention
 
 BIAS_HIGHEST = 2**31 - 1
 
 
-class QuantizedModel:
+class QuantizedModel(FloatNetwork):
     """Simulates policies on one folded network, in place: applying a policy swaps the pointers of what changed.
 
     Weights are quantized once per (layer, format) and kept within a memory limit; inputs are quantized by a hook in
     front of each layer. Applying float again gives the folded network back bit for bit.
 
     Attributes:
-        model: The network as the policy last applied leaves it.
-        network: Its layers.
         settings: How tensors are quantized.
         ranges: The scales, zero points and codebooks used so far; a repair may write its own.
         points: The tensors that are quantized where they are produced; empty with `placement=inputs`.
@@ -64,57 +63,19 @@ class QuantizedModel:
             points: Tensors quantized where they are produced, such as a plan's; calibration finds them where the
                 settings ask for `placement=full`.
         """
-        self.model = model
-        self.network = network
+        super().__init__(model, network)
         self.settings = settings or QuantizerSettings()
         self.ranges = ranges or Ranges()
         self.points = points
-        self._owners = {layer.name: parameter_of(model, layer.name) for layer in network}
-        self._names = {id(value): name for name, value in model.named_parameters()}
-        self._float = {name: self.weight(name).detach().clone() for name in network.names}
-        self._float_bias = {
-            name: model.get_parameter(bias).detach().clone() for name in network.names if (bias := self.bias_name(name))
-        }
         device = next(iter(self._float.values())).device
         self._cache: TensorCache[WeightChoice] = TensorCache(device, self.settings.memory_bytes)
         self._seen = Observations(network)
         self._applied: dict[str, Precision] = {}
         self._hooks: dict[str, RemovableHandle] = {}
-        self._sharing = self._weight_sharing()
         self._reuse_memory = reuse_memory
         self._memory = torch.empty(0, device=device)
         self._placed: dict[str, Format] = {}
         self._treating = ExitStack()
-
-    def owner(self, layer: str) -> nn.Module:
-        """The module that runs a layer and owns its weight."""
-        return self._owners[layer][0]
-
-    def weight(self, layer: str) -> nn.Parameter:
-        """The weight a layer holds now."""
-        owner, name = self._owners[layer]
-        return owner.get_parameter(name)
-
-    def float_weight(self, layer: str) -> Tensor:
-        """The weight a layer has in float."""
-        return self._float[layer]
-
-    def weight_name(self, layer: str) -> str:
-        """Name of a layer's weight among the model's parameters."""
-        return self._names[id(self.weight(layer))]
-
-    def bias_name(self, layer: str) -> str | None:
-        """Name of the bias that a linear layer or convolution adds; None for other layers, and where there is none."""
-        owner = self.owner(layer)
-        bias = owner._parameters.get("bias") if isinstance(owner, LINEAR_KINDS) else None
-        return None if bias is None else self._names[id(bias)]
-
-    def _weight_sharing(self) -> dict[str, list[str]]:
-        """Layer name to the layers that hold the same weight, in execution order, itself included."""
-        holders = defaultdict(list)
-        for name in self.network.names:
-            holders[id(self.weight(name))].append(name)
-        return {name: names for names in holders.values() for name in names}
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Observes the inputs of every layer over one forward pass in float, to place ranges later.
@@ -272,15 +233,25 @@ class QuantizedModel:
             wanted, held = policy.get(name, FLOAT_PRECISION), self._applied.get(name, FLOAT_PRECISION)
             if wanted is not held and wanted != held:
                 changed[name] = wanted
-                if wanted.input != held.input:
-                    self._hook(name, wanted.input)
+        self._check_ranges(changed)
         with torch.inference_mode(False), torch.no_grad():  # what is made here outlives the caller's mode
             for layer in dict.fromkeys(shared for name in changed for shared in self._sharing[name]):
                 self._swap(layer, policy.get(layer, FLOAT_PRECISION))
+        for name, wanted in changed.items():
+            if wanted.input != self._applied.get(name, FLOAT_PRECISION).input:
+                self._hook(name, wanted.input)
         self._applied |= changed
         if changed and self.points:
             self._place()
         return self.model
+
+    def _check_ranges(self, changed: Mapping[str, Precision]) -> None:
+        """Raises DataError if a range cannot be found, before anything is touched."""
+        for layer, precision in changed.items():
+            if not precision.weight.is_float:
+                self.weight_parameters(layer, precision.weight)
+            if precision.input.has_static_range:
+                self.input_range(layer, precision.input)
 
     def _swap(self, layer: str, precision: Precision) -> None:
         """Puts the values of a format where the layer's weight is, and the bias that goes with it."""
