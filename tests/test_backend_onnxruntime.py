@@ -335,3 +335,21 @@ class TestErrors:
 def test_the_worker_needs_no_torch() -> None:
     source = WORKER.read_text()
     assert not re.search(r"^\s*(import|from) (torch|search)", source, re.MULTILINE)
+
+
+def test_weights_without_a_type_are_stored_as_values_and_said_to_be(tmp_path: Path) -> None:
+    """onnxruntime rounds float weights between quantizers to int8 of its own: that is another network, and is said."""
+    task = Digits()
+    names = ("codebook4/uint8", "ternary/uint8", "int4-g32/uint8", "mxfp4/float", "int4-asym/uint8")
+    _, report = exported(task, lambda position, _: names[position % len(names)], tmp_path)
+    for layer in report.layers:
+        assert layer.weight == ("altered" if layer.compute == "int8" else "contained")
+        assert "stored as float32" in layer.note
+        assert ("rounds them to int8" in layer.note) == (layer.weight == "altered")
+    assert {layer.weight for layer in report.layers} == {"altered", "contained"}
+
+
+@pytest.mark.parametrize("format", ["int8-token", "int8-dynamic", "fp8_e4m3", "mxint8", "int1", "bf16"])
+def test_inputs_it_cannot_take_are_refused_by_name(format: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=f"no {format} input of layer"):
+        exported(Digits(), f"int8/{format}", tmp_path)

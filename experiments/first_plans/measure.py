@@ -22,7 +22,7 @@ from hwmodels import Roofline
 from search.budget import Budget
 from search.figures.bits import allocation_info, draw_allocation
 from search.front import UNIFORM_BITS
-from search.job import Job, SpaceSettings
+from search.job import Job, RecoverSettings, SpaceSettings
 from search.progress import LineProgress
 from search.run import search
 from search.strategies.solver import Solver
@@ -60,9 +60,9 @@ def rows_of(task: Task, evaluations: int, budgets: Sequence[int]) -> pd.DataFram
             strategy=Solver(evaluations),
             budget=Budget(average_weight_bits=bits),
             space=SpaceSettings(input=["uint8"]),
-            recover=("bias_correction",),
+            recover=RecoverSettings(steps=["batch_norm"]),
             run_dir=HERE / "runs" / task.name / f"{bits}_bits",
-            config={"bits": bits, "evaluations": evaluations, "recover": ["bias_correction"]},
+            config={"bits": bits, "evaluations": evaluations, "recover": ["batch_norm"]},
         )
         result = search(job, LineProgress(Console(width=140)))
         front = result.front.assign(plan=result.front["name"])
@@ -71,7 +71,7 @@ def rows_of(task: Task, evaluations: int, budgets: Sequence[int]) -> pd.DataFram
             found += front[front["name"].isin(wanted)].to_dict("records")
         winner = front[front["role"] == "winner"].assign(plan=f"plan at {bits} bits").to_dict("records")[0]
         found.append(winner)
-        if result.plan.recover:
+        if any(step.kept for step in result.plan.recover):
             repaired = result.plan.quality.model_dump()
             found.append({**winner, "plan": f"plan at {bits} bits, repaired", **repaired, "quality": repaired["value"]})
         info = allocation_info(result.plan, result.run.layers())
@@ -106,7 +106,9 @@ def main() -> None:
     """Measures the tasks named on the command line."""
     chosen = [TASKS[name] for name in sys.argv[1:] or TASKS]
     tables = [rows_of(make(), evaluations, budgets) for make, evaluations, budgets in chosen]
-    table = pd.concat(tables)
+    measured = {name for table in tables for name in table["task"]}
+    earlier = pd.read_csv(HERE / "plans.csv")
+    table = pd.concat([*tables, earlier[~earlier["task"].isin(measured)]])
     table.to_csv(HERE / "plans.csv", index=False, float_format="%.6g")
     draw(table, HERE / "plans.png")
     print(table.to_string(index=False))

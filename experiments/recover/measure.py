@@ -1,7 +1,7 @@
 """How much quality do repairs win back at uniform precisions?
 
     python experiments/recover/measure.py resnet20       # also mobilenetv2 and text; a row at a time, resumable
-    python experiments/recover/measure.py table          # recover.csv and recover.png from the rows
+    python experiments/recover/measure.py table          # recover.csv and recover.png from the rows, tables to print
 
 Every repair starts from the float network, in the ranges of least squared error, and is applied alone. Quality is
 measured on the first samples of the report split, the drop with its 95% interval; nothing is selected by it. Layers
@@ -122,19 +122,28 @@ def table() -> None:
     rows = pd.DataFrame([row for path in sorted(ROWS.glob("*.jsonl")) for row in JsonLines(path).read()])
     write_text(HERE / "recover.csv", rows.to_csv(index=False, lineterminator="\n"))
     networks = list(dict.fromkeys(rows["network"]))
+    repairs = [*IMAGE_REPAIRS, *(name for name in TEXT_REPAIRS if name not in IMAGE_REPAIRS)]
+    colors = dict(zip(repairs, plt.get_cmap("tab10").colors, strict=False))
     figure, axes = plt.subplots(len(networks), 1, figsize=(9, 3.2 * len(networks)), layout="constrained", squeeze=False)
     for axis, network in zip(axes.flat, networks, strict=True):
         part = rows[rows["network"] == network]
         grid = part.pivot_table("drop", "precision", "repair", sort=False)
         grid = grid * 100 if part["metric"].iloc[0] == "accuracy" else grid
-        grid.plot.bar(ax=axis, rot=0, width=0.8, legend=True)
+        grid.plot.bar(ax=axis, rot=0, width=0.8, color=[colors[name] for name in grid])
         unit = "points of accuracy" if part["metric"].iloc[0] == "accuracy" else part["metric"].iloc[0]
         axis.set(title=f"{network}: drop against float", ylabel=unit, xlabel="")
         axis.set_yscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=min(0.0, float(grid.min().min())) - 0.1)
         axis.legend(fontsize=7, ncols=2, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "recover.png", dpi=140)
-    print(rows.drop(columns=["metric", "samples"]).to_string(index=False))
+    for network, part in rows.groupby("network", sort=False):
+        print(f"\n{network}, {part['metric'].iloc[0]}, float {part['float'].iloc[0]:.4f}\n")
+        grid = part.pivot_table("quality", "precision", "repair", sort=False).map("{:.4f}".format)
+        print("| precision |" + "".join(f" {name} |" for name in grid))
+        print("|---" * (len(grid.columns) + 1) + "|")
+        for precision, values in grid.iterrows():
+            print(f"| {precision} |" + "".join(f" {value} |" for value in values))
 
 
 def main() -> None:

@@ -117,9 +117,12 @@ def exported_layers(plan: Plan, file: Path) -> tuple[LayerExport, ...]:
 
 def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> LayerExport:
     weight, input_ = precision.weight, precision.input
-    notes = []
+    compute = "/".join(sorted({"int8" if node.op_type in INTEGER_OPERATIONS else "fp32" for node in nodes}))
+    notes, is_rounded = [], False
     if not weight.is_float and weight_storage(weight).is_float:
         notes.append(f"onnxruntime has no {weight} weight: its values are stored as float32")
+        if is_rounded := "int8" in compute:
+            notes.append("onnxruntime rounds them to int8 of its own, because quantizers stand on both sides")
     elif not weight.is_float and weight != weight_storage(weight):
         shift = 2 ** (weight_storage(weight).bits - weight.bits)
         notes.append(
@@ -127,7 +130,6 @@ def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> La
         )
     if not input_.is_float and input_ != input_storage(input_):
         notes.append(f"{input_} codes are clipped to [{input_.lowest}, {input_.highest}] in {input_storage(input_)}")
-    compute = "/".join(sorted({"int8" if node.op_type in INTEGER_OPERATIONS else "fp32" for node in nodes}))
     if any(len(node.input) > BIAS_INPUT.get(node.op_type, len(node.input)) for node in nodes):
         notes.append("the bias is rounded to int32 steps of input scale times weight scale")
     if not weight.is_float and not input_.is_float and compute == "fp32":
@@ -137,7 +139,7 @@ def _exported_layer(name: str, precision: Precision, nodes: Sequence[Any]) -> La
     return LayerExport(
         name=name,
         precision=str(precision),
-        weight=_fidelity(weight.is_float, weight == weight_storage(weight)),
+        weight="altered" if is_rounded else _fidelity(weight.is_float, weight == weight_storage(weight)),
         input=_fidelity(input_.is_float, input_ == input_storage(input_)),
         compute=compute,
         note="; ".join(notes),
