@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from search.budget import Budget
+from search.config import compose, plain
+from search.job import RecoverSettings, SpaceSettings, settings
+from search.quantize.settings import QuantizerSettings
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
@@ -41,10 +46,16 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", REFERENCE, ids=" ".join)
-def test_every_search_of_the_reference_composes(command: list[str], tmp_path: Path) -> None:
+def test_every_search_of_the_reference_composes(command: list[str]) -> None:
+    assert command[:2] == ["bitplan", "search"]
+    words = [word for word in command[2:] if not word.startswith(("-", "hydra/", "job"))]
     if "-m" in command:
-        command = [word.split(",")[0] for word in command if word != "-m" and not word.startswith("hydra/")]
-    run(["-m", "search", *command[1:], "--cfg", "job"], tmp_path)
+        words = [word.split(",")[0] for word in words]
+    values = plain(compose(words))
+    settings(SpaceSettings, values["space"], "space")
+    settings(QuantizerSettings, values["quantizer"], "quantizer")
+    settings(RecoverSettings, values["recover"], "recover")
+    settings(Budget, values["budget"], "budget")
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
