@@ -28,7 +28,7 @@ from search.tasks.networks import resnet20
 from search.trace import trace
 
 HERE = Path(__file__).parent
-BATCH, PAIRS, WARM_UP = 500, 7, 1
+BATCH, PAIRS, WARM_UP = 500, 11, 2
 
 
 def timed(model: torch.nn.Module, images: torch.Tensor) -> float:
