@@ -123,7 +123,7 @@ class Pooled(nn.Module):
         self.act, self.pool, self.head = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.act(self.one(x)), self.act(self.two(x))], 1)
+        x = torch.cat(tensors=[self.act(self.one(x)), self.act(self.two(x))], dim=1)
         x = F.adaptive_avg_pool2d(self.pool(x), 1)
         return self.head(x.flatten(1))
 

@@ -229,14 +229,14 @@ class Placement(TorchFunctionMode):
         treatment = self._by_event.get(event) if event else None
         if treatment is None:
             return func(*args, **(kwargs or {}))
-        given, *others = args
+        given = args[0] if args else None
         # Autograd keeps what a function in place returns, so where it is watching, only the outcome is written back.
         source = given.clone() if torch.is_grad_enabled() and isinstance(given, Tensor) else given
-        result = func(source, *others, **(kwargs or {}))
+        result = func(*([source] if args else []), *args[1:], **(kwargs or {}))
         treated = treatment(result) if isinstance(result, Tensor) else None
         if treated is None:
             return given if result is source else result
-        return given.copy_(treated) if result is source else treated
+        return given.copy_(treated) if isinstance(given, Tensor) and result is source else treated
 
     def _start(self, module: nn.Module, args: Any) -> None:
         self._counter.restart()

@@ -298,6 +298,7 @@ class QuantizedModel(FloatNetwork):
         return input_quantizer(format, range_, feature_axis)
 
     def feature_axis(self, layer: str) -> int:
+        """Axis of the features in a layer's input: the last one of a linear layer's, 1 of a convolution's."""
         return -1 if isinstance(self.owner(layer), nn.Linear) else 1
 
     def _choice(self, layer: str, format: Format) -> tuple[Tensor, ...]:
