@@ -36,15 +36,19 @@ class CostModel(ABC):
         """
 
     def network_cost(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport:
-        """Prices a whole policy: the sum of the table, with the peak of the live activations."""
+        """Prices a whole policy: the sum of the table and its boundaries, with the peak of the live activations."""
         table = self.cost_table(network, {name: (precision,) for name, precision in policy.items()}, workload)
         return sum_costs(table, network, policy, workload)
 
 
 def sum_costs(table: CostTable, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport:
-    """Adds up a cost table over a policy; the result's `activation_bytes` is the peak by liveness, not a sum."""
+    """Adds up a cost table over a policy; what boundaries cost is in the total only.
+
+    The result's `activation_bytes` is the peak by liveness, not a sum.
+    """
     layers: dict[str, LayerCost] = {name: table.layers[name][precision] for name, precision in policy.items()}
-    total = sum((layer.cost for layer in layers.values()), start=table.fixed)
+    met = [boundary.cost(policy[boundary.producer], policy[boundary.consumer]) for boundary in table.boundaries]
+    total = sum((*(layer.cost for layer in layers.values()), *met), start=table.fixed)
     peak = peak_activation_bytes(network, policy) * workload.batch
     return CostReport(replace(total, activation_bytes=peak), layers, table.tiers, table.source)
 

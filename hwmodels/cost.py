@@ -78,6 +78,27 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class BoundaryCost:
+    """What it costs that one layer leaves a tensor in another format than the next one reads it in.
+
+    Attributes:
+        tensor: Name of the tensor that is handed over.
+        producer: The layer whose precision says in which format it is left.
+        consumer: The layer whose precision says in which format it is read.
+        costs: Precisions of producer and consumer to what converting costs; pairs that are left out cost nothing.
+    """
+
+    tensor: str
+    producer: str
+    consumer: str
+    costs: Mapping[tuple[Precision, Precision], Cost]
+
+    def cost(self, producer: Precision, consumer: Precision) -> Cost:
+        """What one pair of precisions costs."""
+        return self.costs.get((producer, consumer), Cost())
+
+
+@dataclass(frozen=True)
 class CostTable:
     """The cost of every precision of every layer, and what does not depend on the policy.
 
@@ -86,12 +107,14 @@ class CostTable:
         fixed: Cost of everything else: other operations, other parameters, launch overhead.
         tiers: Cost name to tier.
         source: Where the numbers come from, in words.
+        boundaries: What is added where the precisions of two layers meet.
     """
 
     layers: Mapping[str, Mapping[Precision, LayerCost]]
     fixed: Cost
     tiers: Mapping[str, Tier]
     source: str
+    boundaries: tuple[BoundaryCost, ...] = ()
 
     def column(self, cost: str, layer: str, precisions: tuple[Precision, ...]) -> np.ndarray:
         """One cost of one layer for `precisions`, shape `(len(precisions),)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -155,3 +155,24 @@ class Network:
     def to_rows(self) -> list[dict[str, Any]]:
         """The layers as plain records, for `layers.json`."""
         return [asdict(layer) | {"weight_count": layer.weight_count} for layer in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The network as plain values, for `network.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Network:
+        """Reads what `to_dict` wrote, also when it went through JSON."""
+        return cls(
+            layers=tuple(Layer(**_tuples(layer)) for layer in values["layers"]),
+            operations=tuple(Operation(**_tuples(operation)) for operation in values["operations"]),
+            tensors={name: Tensor(**_tuples(tensor)) for name, tensor in values["tensors"].items()},
+            other_parameters=values["other_parameters"],
+            order=tuple(values["order"]),
+            outputs=tuple(values["outputs"]),
+        )
+
+
+def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's fields, with the lists that JSON makes of tuples turned back."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}

@@ -23,6 +23,7 @@ from search.quantize.settings import QuantizerSettings
 from search.report import write_report
 from search.run import search
 from search.rundir import RunDirectory
+from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.strategies.samplers import RandomSearch, Tpe
 from search.strategies.solver import Solver
@@ -43,6 +44,7 @@ def find_plan(
     strategy: str | Strategy = "auto",
     space: SpaceSettings | Mapping[str, Any] | None = None,
     quantizer: QuantizerSettings | Mapping[str, str] | None = None,
+    sensitivity: SensitivitySettings | Mapping[str, Any] | None = None,
     workload: Workload | None = None,
     racing: Mapping[str, Any] | Racing | None = None,
     recover: Sequence[Any] | Mapping[str, Any] | RecoverSettings = (),
@@ -63,6 +65,8 @@ def find_plan(
         strategy: `auto`, `solver`, `tpe`, `random`, or a strategy.
         space: Formats, pins and ties; see `search.job.SpaceSettings`.
         quantizer: How ranges are chosen; see `search.quantize.simulate.QuantizerSettings`.
+        sensitivity: What is scored before policies are measured; see
+            `search.sensitivity.settings.SensitivitySettings`.
         workload: Batch and threads that costs are predicted for.
         racing: Races policies against better ones, such as `{"tolerance": 0.01}`; see `search.quality.racing.Racing`.
             Default: all are measured in full.
@@ -89,7 +93,8 @@ def find_plan(
         budget=_settings(Budget, budget, "budget"),
         run_dir=Path(run_dir or f"runs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"),
         space=_settings(SpaceSettings, space, "space"),
-        quantizer=_settings(QuantizerSettings, quantizer, "quantizer"),
+        quantizer=_settings(QuantizerSettings, _measured(quantizer), "quantizer"),
+        sensitivity=_settings(SensitivitySettings, sensitivity, "sensitivity"),
         workload=workload or Workload(),
         racing=None if racing is None else _settings(Racing, racing, "racing"),
         recover=_settings(
@@ -159,6 +164,11 @@ def _settings(kind: type[Settings], given: Settings | Mapping[str, Any] | None, 
     return given if isinstance(given, kind) else settings(kind, given or {}, key)  # type: ignore[arg-type]
 
 
+def _measured(quantizer: QuantizerSettings | Mapping[str, Any] | None) -> QuantizerSettings | Mapping[str, Any]:
+    """Settings of the quantizer whose repair is chosen by measuring unless the user says which."""
+    return quantizer if isinstance(quantizer, QuantizerSettings) else {"repair": "auto"} | dict(quantizer or {})
+
+
 def _with_config(job: Job) -> Job:
     """Records the settings, so that resuming with others is noticed."""
     config = {
@@ -167,6 +177,7 @@ def _with_config(job: Job) -> Job:
         "budget": asdict(job.budget),
         "space": asdict(job.space),
         "quantizer": asdict(job.quantizer),
+        "sensitivity": asdict(job.sensitivity),
         "workload": asdict(job.workload),
         "racing": asdict(job.racing) if job.racing else None,
         "recover": asdict(job.recover),

@@ -1,4 +1,4 @@
-"""The command `bitplan`: search, export, verify, report, sync, hardware."""
+"""The command `bitplan`: search, resolve, export, verify, report, sync, hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from search.plan import Plan
     from search.tasks.task import Task
 
-COMMANDS = ("search", "export", "verify", "report", "sync", "hardware")
+COMMANDS = ("search", "resolve", "export", "verify", "report", "sync", "hardware")
 DESCRIPTION = "Finds how many bits every layer of a network deserves, and writes the plan for real backends."
 SEARCH_HELP = (
     "search a plan: bitplan search [group=option ...] [key=value ...] [-m] [--cfg job]; settings are Hydra overrides, "
@@ -53,6 +53,18 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bitplan", description=DESCRIPTION)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("search", help=SEARCH_HELP)
+
+    resolve = commands.add_parser("resolve", help="answer another budget or device from a finished run")
+    resolve.add_argument("run", type=Path, help="run directory")
+    resolve.add_argument("--measure", type=int, metavar="N", help="measure up to N policies and write a plan")
+    resolve.add_argument("--out", type=Path, metavar="DIR", help="folder to write to; default: RUN/resolved/...")
+    resolve.add_argument(
+        "overrides",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="budget.KEY=VALUE, hardware=NAME, workload.KEY=VALUE, such as budget.size_ratio=0.1",
+    )
+    resolve.set_defaults(command=resolve_command)
 
     export = commands.add_parser("export", help="write a plan for a backend")
     export.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
@@ -108,6 +120,36 @@ def task_of(plan: Plan, overrides: Sequence[str]) -> Task:
     task: Task = build(merged.task, Task, "task")
     plan.check(task.model)
     return task
+
+
+def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
+    """Answers a new question from a run's files; measures where that is asked for."""
+    import re
+
+    from search.answers import resolve
+    from search.errors import ConfigError
+    from search.progress import BarProgress, LineProgress
+    from search.report import write_report
+    from search.resolve import measure, question
+    from search.rundir import RunDirectory
+    from search.terminal import print_resolved, print_result
+
+    run = RunDirectory.existing(arguments.run)
+    if arguments.measure is not None and arguments.measure < 1:
+        raise ConfigError(f"--measure {arguments.measure} must be at least 1")
+    budget, cost_model, workload, configuration = question(run, arguments.overrides)
+    folder = arguments.out or run.file("resolved") / re.sub(r"[^\w.=-]+", "_", " ".join(arguments.overrides))
+    resolved = resolve(run, budget, cost_model, workload)
+    print_resolved(resolved, resolved.save(folder), console)
+    if arguments.measure:
+        count = arguments.measure
+        progress = BarProgress(console, count) if console.is_terminal else LineProgress(console)
+        try:
+            result = measure(run, configuration, count, folder, progress)
+        finally:
+            progress.close()
+        write_report(result.run)
+        print_result(result, console)
 
 
 def export_command(arguments: argparse.Namespace, console: Console) -> None:

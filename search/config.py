@@ -15,8 +15,12 @@ from search.errors import BitplanError, ConfigError, closest
 from search.job import Job, RecoverSettings, SpaceSettings, settings
 from search.quality.racing import Racing
 from search.quantize.settings import QuantizerSettings
+from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
+
+STORE = "scores"
+"""Folder of the run root that keeps the sensitivity tables of all runs."""
 
 
 def config_dir() -> Path:
@@ -64,6 +68,7 @@ class Config:
     space: SpaceSettings
     budget: Budget
     quantizer: QuantizerSettings
+    sensitivity: SensitivitySettings
     racing: RacingSettings
     recover: RecoverSettings
     tracking: TrackingSettings
@@ -169,12 +174,14 @@ def make_job(config: Any, run_dir: Path) -> Job:
         budget=settings(Budget, values["budget"], "budget"),
         space=settings(SpaceSettings, values["space"], "space"),
         quantizer=settings(QuantizerSettings, values["quantizer"], "quantizer"),
+        sensitivity=settings(SensitivitySettings, values["sensitivity"], "sensitivity"),
         workload=settings(Workload, values["workload"], "workload"),
         task=build(config.task, Task, "task"),
         racing=racing if racing.enabled else None,
         recover=settings(RecoverSettings, values["recover"], "recover"),
         seed=values["seed"],
         run_dir=run_dir,
+        store=Path(values["run_root"]) / STORE,
         config=values,
     )
 

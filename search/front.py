@@ -17,6 +17,7 @@ from search.objective import Objective
 from search.pareto import front as non_dominated
 from search.policy import Policy
 from search.quality.evaluate import Quality
+from search.sensitivity.choices import positions
 from search.trials import Trial
 
 if TYPE_CHECKING:
@@ -122,10 +123,34 @@ def verdict(
 
 def rank_correlation(trials: Sequence[Trial]) -> float | None:
     """Spearman's correlation of predicted loss and measured drop; None for fewer than five trials, or all alike."""
-    from scipy.stats import spearmanr
-
     known = [t for t in trials if t.state == "complete" and t.metrics.get("predicted") is not None]
     predicted, drops = [t.metrics["predicted"] for t in known], [t.drop for t in known]
-    if len(known) < 5 or len(set(predicted)) == 1 or len(set(drops)) == 1:
+    found = _correlations(np.array(predicted, dtype=float), np.array(drops))
+    return found["spearman"] if found else None
+
+
+def rank_correlations(objective: Objective, trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """Spearman's and Kendall's correlation of every predictor's forecasts with measured drops, by predictor.
+
+    Empty where no sensitivities were scored; a predictor is left out where `rank_correlation` would be None.
+    """
+    known = [trial for trial in trials if trial.state == "complete"]
+    if not objective.is_scored or not known:
+        return {}
+    space, table = objective.space, objective.sensitivity
+    at = np.stack([positions(space, space.encode(trial.policy)) for trial in known])
+    drops = np.array([trial.drop for trial in known])
+    found = {name: _correlations(table.predict(at, name), drops) for name in table.predictors}
+    return {name: correlations for name, correlations in found.items() if correlations}
+
+
+def _correlations(predicted: np.ndarray, drops: np.ndarray) -> dict[str, float] | None:
+    """Both rank correlations; None for fewer than five values, or all alike."""
+    from scipy.stats import kendalltau, spearmanr
+
+    if len(drops) < 5 or len(set(predicted)) == 1 or len(set(drops)) == 1:
         return None
-    return float(spearmanr(predicted, drops).statistic)
+    return {
+        "spearman": float(spearmanr(predicted, drops).statistic),
+        "kendall": float(kendalltau(predicted, drops).statistic),
+    }

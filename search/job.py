@@ -15,6 +15,7 @@ from search.quality.racing import Racing
 from search.quantize.settings import QuantizerSettings
 from search.recover import parse_steps
 from search.rundir import RunDirectory
+from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
 
@@ -108,10 +109,12 @@ class Job:
         run_dir: Where the run's files go.
         space: The formats to choose from, pins and ties.
         quantizer: How ranges are chosen.
+        sensitivity: What is scored before policies are measured.
         workload: What the cost model prices.
         racing: How policies are raced against better ones; None where all are measured in full.
         recover: The repairs.
         seed: Seed of the strategy.
+        store: Folder where sensitivity tables are kept for all runs; None keeps each in its own run alone.
         config: The settings as the user gave them, for the record and for telling whether a run may be resumed.
     """
 
@@ -121,11 +124,13 @@ class Job:
     budget: Budget
     run_dir: Path
     space: SpaceSettings = field(default_factory=SpaceSettings)
-    quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
+    quantizer: QuantizerSettings = field(default_factory=lambda: QuantizerSettings(repair="auto"))
+    sensitivity: SensitivitySettings = field(default_factory=SensitivitySettings)
     workload: Workload = field(default_factory=Workload)
     racing: Racing | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     seed: int = 0
+    store: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
 

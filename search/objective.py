@@ -18,7 +18,8 @@ from search.policy import Policy
 from search.pricing import Pricing
 from search.quality.evaluate import Evaluator, Finish
 from search.quality.incumbents import Incumbents
-from search.quality.sensitivity import SensitivityTable
+from search.sensitivity.choices import positions
+from search.sensitivity.table import SensitivityTable
 from search.trials import State, Trial, TrialLog
 
 PROPOSALS_PER_EVALUATION = 50
@@ -106,6 +107,11 @@ class Objective:
         return self._score()
 
     @property
+    def is_scored(self) -> bool:
+        """Whether the sensitivity table was asked for."""
+        return "sensitivity" in self.__dict__
+
+    @property
     def remaining(self) -> float:
         """Evaluations left; not whole where races were stopped or parts of the split asked for."""
         return max(self._allowance.evaluations - self.spent_evaluations, 0)
@@ -150,8 +156,9 @@ class Objective:
         return self._keeps_limits(self.pricing.costs(policy))
 
     def predict(self, policy: Policy) -> float:
-        """Predicted loss of a policy."""
-        return self.sensitivity.predict(self.space.encode(policy))
+        """Forecasts the loss of a policy with the sensitivity table's preferred predictor."""
+        at = positions(self.space, self.space.encode(policy))
+        return float(self.sensitivity.predict(at[None])[0])
 
     def loss(self, trial: Trial) -> float:
         """What a measured or stopped trial is minimised by: its drop, or its cost where the budget limits the drop."""
@@ -195,7 +202,7 @@ class Objective:
         costs = self.pricing.costs(policy)
         cost = {name: None if math.isnan(value) else value for name, value in costs.items()}
         metrics: dict[str, float | None] = {}
-        if "sensitivity" in self.__dict__:
+        if self.is_scored:
             metrics["predicted"] = self.predict(policy)
         trial = Trial(len(self._log.trials), policy, fidelity, metrics, cost, 0.0, "infeasible")
         if not self._keeps_limits(costs):

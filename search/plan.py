@@ -325,7 +325,7 @@ def plan_tensors(simulated: QuantizedModel, policy: Policy, altered: Mapping[str
     tensors = {f"altered/{name}": value.detach().clone() for name, value in altered.items()}
     for layer, precision in policy.items():
         if not precision.weight.is_float:
-            for key, value in simulated.weight_parameters(layer, precision.weight).items():
+            for key, value in simulated.stored_parameters(layer, precision).items():
                 tensors[f"{layer}/weight_{key}"] = value.clone()
         if precision.input.has_static_range:
             tensors |= _range_tensors(f"{layer}/input", simulated.input_range(layer, precision.input))

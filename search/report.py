@@ -255,6 +255,11 @@ def identity_rows(about: Mapping[str, Any], plan: Plan) -> Rows:
         "rank correlation of predicted loss and measured drop": "not available"
         if correlation is None
         else f"{correlation:.3f}",
+        "Spearman, Kendall of every predictor": "; ".join(
+            f"{name} {found['spearman']:.2f}, {found['kendall']:.2f}"
+            for name, found in about.get("rank_correlations", {}).items()
+        )
+        or "not available",
         "seed": str(about["seed"]),
         "model": about["model"]["name"],
         "model fingerprint": about["model"]["fingerprint"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -12,19 +14,22 @@ import numpy as np
 from hwmodels import Precision
 from search.assignment import check_feasible
 from search.errors import BitplanError
-from search.front import compose_front, front_table, rank_correlation
+from search.front import compose_front, front_table, rank_correlation, rank_correlations
 from search.job import Job, Result
 from search.objective import Objective, SpentError
+from search.plan import fingerprint
 from search.planning import identity, make_plan
 from search.policy import Policy
 from search.pricing import Pricing
 from search.progress import Progress
 from search.quality.evaluate import Evaluator, Quality
-from search.quality.sensitivity import SensitivityTable, score_choices
+from search.quality.loop_repair import LoopRepair, choose_repair
 from search.quantize.fold import fold_batch_norm
 from search.quantize.simulate import QuantizedModel
 from search.recover import Gain, parse_steps, recover
 from search.rundir import RunDirectory
+from search.sensitivity.scoring import score_space
+from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
@@ -70,10 +75,11 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     progress.stage("reading the network")
     folded = fold_batch_norm(task.model, task.example_input)
     network = trace(folded.model, task.example_input)
-    run.write_layers(network.to_rows())
+    run.write_network(network)
 
     asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
     ties = [*asked, *map(list, shared_parameters(folded.model, network))]
+    run.update(ties=ties)
     space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
     pricing = Pricing(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
@@ -85,6 +91,13 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
     evaluator = Evaluator(task, simulated, run.path, job.racing)
     evaluator.float_scores("selection")
+    if job.quantizer.repair == "auto":
+        progress.stage("choosing what choices repair")
+        known = run.info().get("loop_repair")
+        chosen = LoopRepair.from_dict(known) if known else choose_repair(evaluator, space, progress=progress.step)
+        simulated.repair_with(chosen.repair)
+        run.update(loop_repair=chosen.to_dict())
+        job = replace(job, quantizer=job.quantizer.with_repair(chosen.repair))
     gains: tuple[Gain, ...] = ()
     if job.recover.before:
         evaluator.float_scores("report")
@@ -95,7 +108,9 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
 
     def score() -> SensitivityTable:
         progress.stage("scoring choices")
-        table = score_choices(task, simulated, space, run.scores(), progress.step)
+        table = score_space(
+            task, simulated, space, job.sensitivity, run.path, made_from(job, simulated), job.store, progress.step
+        )
         run.write_table("sensitivity.parquet", table.to_frame(space))
         progress.stage("measuring policies")
         return table
@@ -146,8 +161,19 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         limits=limits,
         primary_cost=objective.primary_cost,
         rank_correlation=rank_correlation(log.trials),
+        rank_correlations=rank_correlations(objective, log.trials),
     )
     return Result(plan, front, run)
+
+
+def made_from(job: Job, simulated: QuantizedModel) -> dict[str, Any]:
+    """What sensitivities depend on besides the space: the model, repairs before the search, data and quantizer."""
+    return {
+        "model": fingerprint(job.task.model),
+        "before": [job.recover.before, job.recover.at] if job.recover.before else [],
+        "data": job.task.fingerprint,
+        "quantizer": asdict(simulated.settings),
+    }
 
 
 def _middle(space: SearchSpace, precision: str | None) -> Policy:

@@ -1,8 +1,8 @@
 """The run directory: every stage of a search as a file, and the only truth about it.
 
 run.json            identity, status and headline numbers of the run; its resolved configuration
-layers.json         the network's layers
-sensitivity.jsonl   scores as they were measured; sensitivity.parquet is the finished table
+layers.json         the network's layers; network.json is the whole network, for pricing without the model
+scoring/            scores as they come; sensitivity.parquet is the finished table, sensitivity.npz all that was scored
 costs.parquet       every choice of every layer, priced
 trials.jsonl        every policy tried
 report.jsonl        what was measured on the report split
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwmodels import Network
 from search.errors import ConfigError, DataError
 from search.files import JsonLines, replacing, write_json
 from search.plan import Plan
@@ -118,13 +119,25 @@ class RunDirectory:
         known = self.info() if self.file("run.json").is_file() else {}
         write_json(self.file("run.json"), known | values)
 
-    def write_layers(self, rows: list[dict[str, Any]]) -> None:
-        """Writes layers.json."""
-        write_json(self.file("layers.json"), rows)
-
     def layers(self) -> list[dict[str, Any]]:
         """The network's layers."""
         return list(json.loads(self.file("layers.json").read_text(encoding="utf-8")))
+
+    def write_network(self, network: Network) -> None:
+        """Writes network.json and layers.json."""
+        write_json(self.file("network.json"), network.to_dict())
+        write_json(self.file("layers.json"), network.to_rows())
+
+    def network(self) -> Network:
+        """The network as it was traced.
+
+        Raises:
+            DataError: If the run does not say.
+        """
+        path = self.file("network.json")
+        if not path.is_file():
+            raise DataError(f"{self.path} has no network.json: it is the run of an earlier version, or did not get far")
+        return Network.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a table as CSV or Parquet, by the name's ending."""
@@ -146,10 +159,6 @@ class RunDirectory:
     def plan(self) -> Plan | None:
         """The winning plan; None while there is none."""
         return Plan.load(self.file("plan.json")) if self.file("plan.json").is_file() else None
-
-    def scores(self) -> JsonLines:
-        """The sensitivity scores measured so far."""
-        return JsonLines(self.file("sensitivity.jsonl"))
 
     def measurements(self) -> MeasurementLog:
         """The qualities measured on the report split so far."""

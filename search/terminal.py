@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from search.units import interval, quantity
+from search.units import COST_NAMES, interval, quantity, significant
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
+    from search.answers import Resolved
     from search.backends.base import ExportReport, Verification
     from search.job import Result
     from search.plan import Plan
@@ -93,10 +96,31 @@ def print_result(result: Result, console: Console) -> None:
     if correlation is not None:
         low = " (low: trust the measurements, not the prediction)" if correlation < 0.5 else ""
         console.print(f"Rank correlation of predicted loss and measured drop: {correlation:.2f}{low}", highlight=False)
+    found = run.info().get("rank_correlations", {})
+    if found:
+        each = "; ".join(f"{name} {each['spearman']:.2f}, {each['kendall']:.2f}" for name, each in found.items())
+        console.print(f"Spearman, Kendall of every predictor: {each}", highlight=False, soft_wrap=True)
     console.print(f"Costs: {plan.cost_source}", style="dim", highlight=False, soft_wrap=True)
     names = ("plan.json", "plan.safetensors", "report.html", "figures", "front.csv", "trials.jsonl", "layers.json")
     written = [name for name in names if run.file(name).exists()]
     console.print(f"Wrote {run.path}: {', '.join(written)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_resolved(resolved: Resolved, path: Path, console: Console) -> None:
+    """Prints what a run answers to a new question, and which numbers were measured."""
+    costs = list(dict.fromkeys([*resolved.limits, "weight_bytes", "average_weight_bits"]))
+    table = plain_table("policies within the budget", ["policy", "drop", "", *(COST_NAMES[name] for name in costs)])
+    for answer in resolved.answers:
+        kind = "measured" if answer.is_measured else f"predicted ± {significant(answer.deviation, 2)}"
+        numbers = [quantity(name, answer.costs[name]) for name in costs]
+        table.add_row(answer.policy.digest, f"{answer.drop:+.4f}".replace("-", "−"), kind, *numbers)
+    console.print(table)
+    console.print(
+        "Drops are on the selection split; predicted ones follow from what the run measured: --measure N measures.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"Wrote {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_export(report: ExportReport, console: Console) -> None:

@@ -58,7 +58,7 @@ def test_optimum_is_the_one_enumeration_finds(seed: int) -> None:
         assert found is None
         return
     assert found is not None
-    assert found == problem.solution(found.choices, True), "totals are exact, and optimality is proved"
+    assert found == problem.solution(found.choices, True, found.score), "totals are exact, and optimality is proved"
     assert found.score == pytest.approx(expected[0].score, rel=1e-15, abs=0)
     assert problem.agrees(found.choices)
     assert all(found.costs[name] <= most for name, most in limits.items())
@@ -129,7 +129,7 @@ def test_units_of_scores_and_costs_do_not_matter(scale: float) -> None:
 
 
 def test_an_overshoot_below_the_solvers_tolerance_is_refused() -> None:
-    tempting = 1.0 + 1e-9  # HiGHS would take it
+    tempting = 1.0 + 1e-12  # HiGHS would take it
     problem = Problem((np.array([5.0, 0.0, 3.0]),), {"cost": (np.array([0.0, tempting, 0.5]),)})
     found = solve(problem, {"cost": 1.0})
     assert found is not None
@@ -142,7 +142,7 @@ def test_an_overshoot_below_the_solvers_tolerance_is_refused() -> None:
 def test_many_overshoots_end_in_tighter_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(highs, "MAX_OVERSHOOTS", 3)
     units = 12
-    costs = tuple(np.array([0.0, 1.0 + 1e-8]) for _ in range(units))  # any six overshoot six by a hair
+    costs = tuple(np.array([0.0, 1.0 + 1e-9]) for _ in range(units))  # any six overshoot six by a hair
     problem = Problem(tuple(np.array([1.0, 0.0]) for _ in range(units)), {"cost": costs})
     found = solve(problem, {"cost": 6.0})
     assert found is not None

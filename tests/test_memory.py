@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodels import Layer, Network, Operation, Precision, Tensor
-from hwmodels.memory import peak_activation_bytes, stored_bits
+from hwmodels.memory import liveness_cuts, peak_activation_bytes, stored_bits
 
 INT8 = Precision.parse("int8/uint8")
 INT4 = Precision.parse("int4/uint4")
@@ -51,6 +51,16 @@ def test_outputs_live_to_the_end() -> None:
     assert peak_activation_bytes(alone, policy) == 320 + 320 + 80 + 100
 
 
+def test_cuts_are_the_steps_that_can_be_the_peak() -> None:
+    assert liveness_cuts(residual()) == (("input", "a"), ("a", "b", "add"), ("add", "head"))
+
+
+def test_a_network_without_an_order_holds_everything_at_once() -> None:
+    network = residual()
+    assert peak_activation_bytes(Network(network.layers, tensors=network.tensors), {}) == (100 + 3 * 80 + 5) * 4
+    assert peak_activation_bytes(Network(()), {}) == 0.0
+
+
 sizes = st.lists(st.integers(1, 50), min_size=2, max_size=8)
 
 
@@ -72,3 +82,8 @@ def test_liveness_is_what_walking_the_steps_finds(values: list[int], data: st.Da
 
     walked = [sum(t.values * 4 for t in tensors.values() if alive(t, step)) for step in range(len(order))]
     assert peak_activation_bytes(network, {}) == pytest.approx(max(walked))
+    cuts = [set(cut) for cut in liveness_cuts(network)]
+    together = [{name for name, tensor in tensors.items() if alive(tensor, step)} for step in range(len(order))]
+    largest = [one for one in together if not any(one < other for other in together)]
+    assert {frozenset(cut) for cut in cuts} == {frozenset(one) for one in largest}
+    assert not any(one < other or (one == other and one is not other) for one in cuts for other in cuts)

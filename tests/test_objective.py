@@ -13,6 +13,7 @@ from hwmodels import Precision
 from search.objective import PROPOSALS_PER_EVALUATION, Objective, SpentError
 from search.policy import Policy
 from search.quality.evaluate import Evaluator
+from search.sensitivity.choices import positions
 from search.trials import Trial, TrialLog
 
 
@@ -135,7 +136,7 @@ def test_sensitivity_is_scored_when_first_asked_for(bench: Bench, policies, tmp_
     assert "predicted" not in objective(policies["int8/uint8"]).metrics
     assert not calls
     predicted = objective.predict(policies["int4/uint8"])
-    assert predicted == table.predict(bench.space.encode(policies["int4/uint8"]))
+    assert predicted == table.predict(positions(bench.space, bench.space.encode(policies["int4/uint8"]))[None])[0]
     assert objective(policies["int4/uint8"]).metrics["predicted"] == predicted
     assert calls == [1]
 

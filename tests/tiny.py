@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from hwmodels import CostModel, Network, StorageModel, Workload
 from search.budget import Budget
-from search.files import JsonLines
 from search.job import Job, SpaceSettings
 from search.objective import Objective
 from search.plan import Plan
@@ -20,11 +19,13 @@ from search.planning import make_plan
 from search.policy import Policy
 from search.pricing import Pricing
 from search.quality.evaluate import Evaluator
-from search.quality.sensitivity import SensitivityTable, score_choices
 from search.quantize.fold import fold_batch_norm
 from search.quantize.settings import QuantizerSettings
 from search.quantize.simulate import QuantizedModel
 from search.recover import Gain
+from search.sensitivity.scoring import score_space
+from search.sensitivity.settings import SensitivitySettings
+from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
 from search.strategies.base import Strategy
 from search.strategies.samplers import RandomSearch
@@ -108,14 +109,14 @@ class Bench:
     evaluator: Evaluator
     folds: tuple[tuple[str, str], ...] = ()
 
-    def scores(self, log: JsonLines | None = None) -> SensitivityTable:
-        return score_choices(self.task, self.simulated, self.space, log)
+    def scores(self, directory: Path | None = None, settings: SensitivitySettings | None = None) -> SensitivityTable:
+        return score_space(self.task, self.simulated, self.space, settings, directory)
 
     def objective(self, log: Path, limits: dict[str, float], strategy: Strategy, **options) -> Objective:
         table: list[SensitivityTable] = []  # scored once for all objectives of one bench would hide a lost log
 
         def score() -> SensitivityTable:
-            table.append(self.scores(JsonLines(log.with_name("sensitivity.jsonl"))))
+            table.append(self.scores(log.parent))
             return table[-1]
 
         return Objective(self.evaluator, self.pricing, limits, TrialLog(log), strategy, score, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from hwmodels import Network
 from search.errors import DataError
 from search.quantize.ranges import Histogram, LogitSample
-from search.quantize.shift import LINEAR_KINDS, Mean
+from search.quantize.sample import InputSample
+from search.quantize.shift import Mean
 
 Reads = tuple[str, ...]  # the tensors that a layer reads, one for each of its calls
 
 
 class Observations:
-    """Histograms of the tensors that layers read, and the mean inputs of linear layers and convolutions.
+    """Histograms of the tensors that layers read; of layers to be repaired also the mean input and a sample.
 
     Layers that read the same tensor share its histogram, and so its range.
+
+    Attributes:
+        has_samples: Whether there are mean inputs and samples.
     """
 
     def __init__(self, network: Network) -> None:
@@ -30,34 +34,39 @@ class Observations:
         }
         self._histograms: dict[Reads, Histogram] = {}
         self._means: dict[str, Mean] = {}
+        self._samples: dict[str, InputSample] = {}
+        self.has_samples = False
         self._tensors: dict[str, tuple[Histogram, LogitSample | None]] = {}
 
     @contextmanager
-    def watching(self, owners: Mapping[str, nn.Module], means: bool) -> Iterator[None]:
+    def watching(self, owners: Mapping[str, nn.Module], repaired: Collection[str]) -> Iterator[None]:
         """A context in which the inputs of layers are observed, each tensor once; forgets what was seen before.
 
         Args:
             owners: The modules to watch, by layer.
-            means: Whether to average the inputs as well.
+            repaired: Linear layers and convolutions whose inputs are averaged and sampled as well.
         """
-        self._histograms, self._means = {}, {}
+        self._histograms, self._means, self._samples = {}, {}, {}
+        self.has_samples = bool(repaired)
         with ExitStack() as hooks:
             for layer, reads in self._reads.items():
-                histogram = None
+                looks: list[Callable[[Tensor], None]] = []
                 if reads not in self._histograms:
-                    histogram = self._histograms[reads] = Histogram()
-                mean = None
-                if means and isinstance(owners[layer], LINEAR_KINDS):
-                    mean = self._means[layer] = Mean(owners[layer])
-                if histogram is not None or mean is not None:
-                    look = _look(layer, histogram, mean)
-                    hooks.callback(owners[layer].register_forward_pre_hook(look, with_kwargs=True).remove)
+                    self._histograms[reads] = Histogram()
+                    looks.append(self._histograms[reads].add)
+                if layer in repaired:
+                    self._means[layer], self._samples[layer] = Mean(owners[layer]), InputSample(owners[layer])
+                    looks += [self._means[layer].add, self._samples[layer].add]
+                if looks:
+                    hook = _hook(layer, looks)
+                    hooks.callback(owners[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
 
     def copy(self) -> Observations:
         """A copy that may observe anew."""
         other = copy.copy(self)
-        other._histograms, other._means, other._tensors = dict(self._histograms), dict(self._means), dict(self._tensors)
+        for name in ("_histograms", "_means", "_samples", "_tensors"):
+            setattr(other, name, dict(getattr(self, name)))
         return other
 
     def looks(self, tensors: Iterable[str], outputs: Container[str]) -> dict[str, Callable[[Tensor], None]]:
@@ -90,17 +99,19 @@ class Observations:
         """Returns the mean of a layer's input, as `search.quantize.shift.Mean` has it; None where there is none."""
         return self._means[layer].value if layer in self._means else None
 
+    def sample(self, layer: str) -> Tensor | None:
+        """Returns a sample of a layer's input, as `search.quantize.sample` draws it; None where there is none."""
+        return self._samples[layer].rows if layer in self._samples else None
 
-def _look(layer: str, histogram: Histogram | None, mean: Mean | None) -> Any:
+
+def _hook(layer: str, looks: Iterable[Callable[[Tensor], None]]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs)
         try:
-            if histogram is not None:
-                histogram.add(x)
+            for look in looks:
+                look(x)
         except ValueError as error:
             raise DataError(f"layer {layer}: {error} in its calibration input; check the data and the model") from error
-        if mean is not None:
-            mean.add(x)
 
     return hook
 

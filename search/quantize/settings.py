@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hwmodels import Format
 from search.errors import ConfigError, closest
@@ -15,7 +15,7 @@ InputChoice = tuple[str, Format]  # layer, input format
 TensorChoice = tuple[str, Format]  # tensor, its format
 
 PLACEMENTS = ("inputs", "full")
-LOOP_REPAIRS = ("none", "bias")
+LOOP_REPAIRS = ("auto", "none", "bias", "batch_norm")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class QuantizerSettings:
         placement: `inputs` quantizes what layers read; `full` also the operands and results of additions,
             concatenations and pooling, and what the network reads and returns.
         operation_format: With `full`, the format of tensors that no layer reads.
-        repair: What applying a choice repairs for free: `none`, or `bias`, the shift of the layer's mean output.
+        repair: What applying a choice repairs for free: `none`; `bias`, the mean of every output channel; `batch_norm`,
+            mean and standard deviation; `auto` stands for the one that measuring finds best, and has to be replaced by
+            it (`search.quality.loop_repair`) before anything is quantized.
         memory_bytes: Most memory that quantized weights may take; null is a quarter of what is free.
     """
 
@@ -43,6 +45,15 @@ class QuantizerSettings:
     operation_format: str = "uint8"
     repair: str = "none"
     memory_bytes: int | None = None
+
+    @property
+    def repairs(self) -> bool:
+        """Whether calibration has to prepare repairs."""
+        return self.repair != "none"
+
+    def with_repair(self, repair: str) -> QuantizerSettings:
+        """The same settings with another repair."""
+        return replace(self, repair=repair)
 
     def __post_init__(self) -> None:
         check_method("quantizer.weight_range", self.weight_range, WEIGHT_METHODS)

@@ -16,29 +16,24 @@ from torch.utils.hooks import RemovableHandle
 from hwmodels import Format, Network, Precision
 from hwmodels.precision import FLOAT_PRECISION
 from search.errors import DataError
-from search.quantize.affine import Range
-from search.quantize.cache import TensorCache
-from search.quantize.float_network import FloatNetwork
-from search.quantize.formats import Parameters, input_quantizer, quantize_weight
-from search.quantize.observe import Observations, first_tensor
+from search.quantize.formats import input_quantizer
+from search.quantize.gain import with_gain
+from search.quantize.layers import QuantizedLayers
+from search.quantize.observe import first_tensor
 from search.quantize.placement import Placement, Point, find_points, formats_of
-from search.quantize.ranges import input_range, weight_parameters
-from search.quantize.settings import QuantizerSettings, Ranges, WeightChoice
-from search.quantize.shift import expected_shift
+from search.quantize.settings import QuantizerSettings, Ranges
 from search.trace import slow_attention
 
 BIAS_HIGHEST = 2**31 - 1
 
 
-class QuantizedModel(FloatNetwork):
+class QuantizedModel(QuantizedLayers):
     """Simulates policies on one folded network, in place: applying a policy swaps the pointers of what changed.
 
-    Weights are quantized once per (layer, format) and kept within a memory limit; inputs are quantized by a hook in
-    front of each layer. Applying float again gives the folded network back bit for bit.
+    What a layer becomes is found once for each of its precisions (see `QuantizedLayers`); inputs are quantized by a
+    hook in front of each layer. Applying float again gives the folded network back bit for bit.
 
     Attributes:
-        settings: How tensors are quantized.
-        ranges: The scales, zero points and codebooks used so far; a repair may write its own.
         points: The tensors that are quantized where they are produced; empty with `placement=inputs`.
     """
 
@@ -63,17 +58,12 @@ class QuantizedModel(FloatNetwork):
             points: Tensors quantized where they are produced, such as a plan's; calibration finds them where the
                 settings ask for `placement=full`.
         """
-        super().__init__(model, network)
-        self.settings = settings or QuantizerSettings()
-        self.ranges = ranges or Ranges()
+        super().__init__(model, network, settings, ranges)
         self.points = points
-        device = next(iter(self._float.values())).device
-        self._cache: TensorCache[WeightChoice] = TensorCache(device, self.settings.memory_bytes)
-        self._seen = Observations(network)
         self._applied: dict[str, Precision] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._reuse_memory = reuse_memory
-        self._memory = torch.empty(0, device=device)
+        self._memory = torch.empty(0, device=next(iter(self._float.values())).device)
         self._placed: dict[str, Format] = {}
         self._treating = ExitStack()
 
@@ -102,7 +92,7 @@ class QuantizedModel(FloatNetwork):
             self.points = find_points(self.model, self.network, first)
         owners = {name: self.owner(name) for name in self.network.names}
         with ExitStack() as watching:
-            watching.enter_context(self._seen.watching(owners, means=self.settings.repair == "bias"))
+            watching.enter_context(self._seen.watching(owners, self.repairable if self.settings.repairs else ()))
             looks = self._seen.looks(
                 [point.tensor for point in self.points if not point.is_fused], self.network.outputs
             )
@@ -111,53 +101,17 @@ class QuantizedModel(FloatNetwork):
             for inputs in chain([first], batches):
                 call(self.model, inputs)
 
-    def weight_parameters(self, layer: str, format: Format) -> Parameters:
-        """Returns what places a format on a layer's weight: scales, zero points, codebooks.
+    def repair_with(self, repair: str) -> None:
+        """Changes what applying a choice repairs from now on; the network is left in float.
+
+        Args:
+            repair: One of `search.quantize.settings.LOOP_REPAIRS`.
 
         Raises:
-            DataError: If the weight holds NaN or infinite values.
+            ConfigError: If there is no such repair, or calibration has not observed what it needs.
         """
-        key = (layer, format)
-        if key not in self.ranges.weights:
-            axis = self.network[layer].channel_axis
-            try:
-                found = weight_parameters(
-                    self._float[layer], format, axis, self.settings.weight_range, self.settings.percentile
-                )
-            except ValueError as error:
-                raise DataError(f"layer {layer}: {error} in its weight, which is to be {format}") from error
-            self.ranges.weights[key] = found
-        return self.ranges.weights[key]
-
-    def input_range(self, layer: str, format: Format) -> Range:
-        """Returns the static range of a layer's input.
-
-        Raises:
-            DataError: If the layer's input was never seen.
-        """
-        key = (layer, format)
-        if key not in self.ranges.inputs:
-            seen = self._seen.histogram(layer, f"the {format} input")
-            self.ranges.inputs[key] = input_range(seen, format, self.settings.input_range, self.settings.percentile)
-        return self.ranges.inputs[key]
-
-    def tensor_range(self, tensor: str, format: Format) -> Range:
-        """Returns the static range of a tensor that is quantized where it is produced.
-
-        Raises:
-            DataError: If it was never seen.
-        """
-        key = (tensor, format)
-        if key not in self.ranges.tensors:
-            settings, is_output = self.settings, tensor in self.network.outputs
-            method = settings.output_range if is_output else settings.input_range
-            seen, sample = self._seen.tensor(tensor)
-            self.ranges.tensors[key] = input_range(seen, format, method, settings.percentile, sample)
-        return self.ranges.tensors[key]
-
-    def quantized_weight(self, layer: str, format: Format) -> Tensor:
-        """Returns the values that a layer's weight takes in a format."""
-        return self._choice(layer, format)[0]
+        self.apply({})
+        super().repair_with(repair)
 
     def alter(self, tensors: Mapping[str, Tensor], keep_ranges: bool = False) -> None:
         """Replaces parameters and buffers of the float network for good, as a repair does.
@@ -186,18 +140,16 @@ class QuantizedModel(FloatNetwork):
                 self._float_bias[biases[name]] = known[name].data
                 self._forget(biases[name], keep_ranges=True)
 
-    def _forget(self, layer: str, keep_ranges: bool) -> None:
-        self._cache.drop(lambda key: key[0] == layer)
-        if not keep_ranges:
-            for key in [key for key in self.ranges.weights if key[0] == layer]:
-                del self.ranges.weights[key]
-
     def altered(self, original: nn.Module, policy: Mapping[str, Precision]) -> dict[str, Tensor]:
         """Returns the parameters and buffers in which the network, repaired under `policy`, differs from `original`.
 
-        Weights are compared, and returned, as they are in float; biases as the policy leaves them.
+        Weights are compared, and returned, as they are in float, with the gains that the policy's precisions give
+        them; biases as the policy leaves them.
         """
-        weights = {self.weight_name(layer): self._float[layer] for layer in self.network.names}
+        weights = {
+            self.weight_name(layer): self.stored_weight(layer, policy.get(layer, FLOAT_PRECISION))
+            for layer in self.network.names
+        }
         applied = dict(self._applied)
         model = self.apply(policy)
         found = {
@@ -246,7 +198,9 @@ class QuantizedModel(FloatNetwork):
         return self.model
 
     def _check_ranges(self, changed: Mapping[str, Precision]) -> None:
-        """Raises DataError if a range cannot be found, before anything is touched."""
+        """Raises an error if a range or a repair cannot be found, before anything is touched."""
+        if any(precision != FLOAT_PRECISION for precision in changed.values()):
+            self._check_repair()
         for layer, precision in changed.items():
             if not precision.weight.is_float:
                 self.weight_parameters(layer, precision.weight)
@@ -255,21 +209,26 @@ class QuantizedModel(FloatNetwork):
 
     def _swap(self, layer: str, precision: Precision) -> None:
         """Puts the values of a format where the layer's weight is, and the bias that goes with it."""
-        format = precision.weight
-        weight, *repaired = (self._float[layer],) if format.is_float else self._choice(layer, format)
-        self.weight(layer).data = weight
+        values, bias, gain = self._repaired(layer, precision)
+        self.weight(layer).data = values
         if layer in self._float_bias:
-            bias = repaired[0] if repaired else self._float_bias[layer]
-            self.owner(layer).get_parameter("bias").data = self.integer_bias(layer, precision, bias)
+            self.owner(layer).get_parameter("bias").data = self.integer_bias(layer, precision, bias, gain)
 
-    def integer_bias(self, layer: str, precision: Precision, bias: Tensor) -> Tensor:
+    def integer_bias(self, layer: str, precision: Precision, bias: Tensor, gain: Tensor | None = None) -> Tensor:
         """With `placement=full`, the bias in 32-bit steps of input scale times weight scale, as integer kernels add.
 
         A channel whose bias does not fit, as one of all but dead weights, keeps it in float, as runtimes do.
+
+        Args:
+            layer: Whose bias.
+            precision: Of the layer.
+            bias: In float.
+            gain: Of the weight's channels; without values, or None, where it has none.
         """
         if not (self.points and precision.weight.is_static_integer and precision.input.is_static_integer):
             return bias
-        weight_scale = self.weight_parameters(layer, precision.weight)["scale"]
+        parameters = self.weight_parameters(layer, precision.weight)
+        weight_scale = (with_gain(parameters, gain) if gain is not None and gain.numel() else parameters)["scale"]
         # A transposed convolution's groups share their scales.
         weight_scale = weight_scale.repeat(max(1, len(bias) // len(weight_scale)))
         step = self.input_range(layer, precision.input).scale * weight_scale
@@ -297,26 +256,6 @@ class QuantizedModel(FloatNetwork):
         range_ = self.input_range(readers[0], format) if readers else self.tensor_range(tensor, format)
         return input_quantizer(format, range_, feature_axis)
 
-    def feature_axis(self, layer: str) -> int:
-        """Axis of the features in a layer's input: the last one of a linear layer's, 1 of a convolution's."""
-        return -1 if isinstance(self.owner(layer), nn.Linear) else 1
-
-    def _choice(self, layer: str, format: Format) -> tuple[Tensor, ...]:
-        """The layer's weight in a format, and the bias that repairs it where the settings ask for that."""
-        return self._cache.get((layer, format), lambda: self._quantize(layer, format))
-
-    def _quantize(self, layer: str, format: Format) -> tuple[Tensor, ...]:
-        weight = self._float[layer]
-        with torch.inference_mode(False), torch.no_grad():
-            parameters = self.weight_parameters(layer, format)
-            quantized = quantize_weight(weight, format, self.network[layer].channel_axis, parameters)
-            mean_input = self._seen.mean_input(layer)
-            if layer not in self._float_bias or mean_input is None or self.settings.repair != "bias":
-                return (quantized,)
-            shift = expected_shift(self.owner(layer), quantized - weight, mean_input)
-            bias = self._float_bias[layer]
-            return quantized, (bias - shift).to(bias.dtype)
-
     def _hook(self, layer: str, format: Format) -> None:
         """Puts the quantizer of a format in front of a layer, in place of the one that is there."""
         if layer in self._hooks:
@@ -324,8 +263,7 @@ class QuantizedModel(FloatNetwork):
         if format.is_float:
             return
         owner = self.owner(layer)
-        range_ = self.input_range(layer, format) if format.has_static_range else None
-        quantize = input_quantizer(format, range_, self.feature_axis(layer))
+        quantize = self.input_quantizer(layer, format)
 
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -85,6 +85,7 @@ def adaround(
     if min(steps, samples, batch) < 1:
         raise ConfigError(f"adaround takes positive steps, samples and batch, got {steps=}, {samples=}, {batch=}")
     repaired, learning = simulated.fork(), Learning(steps, batch, seed)
+    repaired.repair_with("none")  # what is learned makes up for the inputs' errors too
     layers = rounded_layers(repaired, policy)
     wanted = {name: Sample(samples, seed) for name in layers}
     looks = {name: _output_look(repaired.owner(name), sample) for name, sample in wanted.items()}

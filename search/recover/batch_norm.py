@@ -14,14 +14,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hwmodels import Format, Precision
-from hwmodels.network import Layer
 from hwmodels.precision import FLOAT_PRECISION
-from search.quantize.affine import per_channel
 from search.quantize.fold import BATCH_NORMS
-from search.quantize.formats import Parameters
+from search.quantize.gain import gained_weight, takes_gain, with_gain
 from search.quantize.observe import first_tensor
 from search.quantize.simulate import QuantizedModel
 from search.recover.stages import dependent_on, float_biases, last_of, quantized_layers, stages, weight_format
@@ -29,8 +27,6 @@ from search.recover.statistics import Moments
 from search.recover.unfold import channel_axis
 from search.recover.watch import watch
 from search.tasks.task import Task
-
-SCALED_PARAMETERS = ("scale", "negative_scale", "threshold", "codebook")
 
 
 def batch_norm(
@@ -105,24 +101,5 @@ def _match(repaired: QuantizedModel, name: str, format: Format, found: Moments, 
         repaired.alter({bias_name: wanted.mean - gain * (found.mean - bias)})
     if is_varied.any():
         parameters = with_gain(repaired.weight_parameters(name, format), gain)
-        gained = weight.float() * per_channel(gain, weight, layer.channel_axis)
-        repaired.alter({repaired.weight_name(name): gained})
+        repaired.alter({repaired.weight_name(name): gained_weight(weight, gain, layer.channel_axis)})
         repaired.ranges.weights[name, format] = parameters
-
-
-def takes_gain(layer: Layer, format: Format) -> bool:
-    """True if every output channel of a layer has scales of its own in a format, and they may be any float32."""
-    is_shared = layer.kind.startswith("conv_transpose") and layer.groups > 1
-    has_scales = format.scale == "fp32" and format.grid not in ("float", "cast")
-    own = format.groups(layer.weight_shape, layer.channel_axis) >= layer.channels
-    return has_scales and own and not is_shared
-
-
-def with_gain(parameters: Parameters, gain: Tensor) -> Parameters:
-    """Returns the parameters of a weight whose channels were multiplied by `gain`, of shape `(channels,)`."""
-
-    def scaled(values: Tensor) -> Tensor:
-        of_groups = gain.to(values.dtype).repeat_interleave(len(values) // len(gain))
-        return values * of_groups.view(-1, *[1] * (values.dim() - 1))
-
-    return {name: scaled(value) if name in SCALED_PARAMETERS else value for name, value in parameters.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hwmodels import Format
+from hwmodels import Format, Precision
 from search.quantize.affine import Range
 from search.quantize.formats import Parameters, defined_parameters, quantize_weight
 from search.quantize.simulate import QuantizedModel
@@ -58,19 +58,19 @@ class LearnedWeight:
     """
 
     def __init__(
-        self, simulated: QuantizedModel, layer: str, format: Format, spread: float, learn_ranges: bool
+        self, simulated: QuantizedModel, layer: str, precision: Precision, spread: float, learn_ranges: bool
     ) -> None:
-        """Starts from the network as it is.
+        """Starts from the network as a policy leaves it, gains and biases repaired in the loop included.
 
         Args:
-            simulated: The network.
+            simulated: The network, with the policy applied.
             layer: Whose weight.
-            format: How it is quantized.
+            precision: The layer's in the policy.
             spread: Standard deviation of the layer's outputs, by which its bias is moved.
             learn_ranges: Whether to learn the format's parameters.
         """
-        self.format, self._axis = format, simulated.network[layer].channel_axis
-        weight, step = simulated.float_weight(layer), SPAN / 2**format.bits
+        self.format, self._axis = precision.weight, simulated.network[layer].channel_axis
+        weight, step = simulated.stored_weight(layer, precision), SPAN / 2**self.format.bits
         others = [dim for dim in range(weight.dim()) if dim != self._axis]
         self.weight = Learned.of(weight, step * weight.float().square().mean(others, keepdim=True).sqrt())
         self.bias: Learned | None = None
@@ -78,8 +78,9 @@ class LearnedWeight:
             bias = simulated.model.get_parameter(name)
             self.bias = Learned.of(bias, torch.full_like(bias, step * spread, dtype=torch.float32))
         self._dtype = weight.dtype
-        self._first = simulated.weight_parameters(layer, format)
-        self.ranges = {name: _learned_range(self._first[name], learn_ranges) for name in learned_parameters(format)}
+        self._first = simulated.stored_parameters(layer, precision)
+        names = learned_parameters(self.format)
+        self.ranges = {name: _learned_range(self._first[name], learn_ranges) for name in names}
 
     def quantized(self) -> tuple[Tensor, Parameters]:
         """The weight in its format, with gradients for all that is learned, and the parameters of the format."""

@@ -39,7 +39,7 @@ class Learner:
         spreads: Mapping[str, float],
         learn_ranges: bool = True,
     ) -> None:
-        """Starts from the network as the policy leaves it, biases repaired in the loop included.
+        """Starts from the network as the policy leaves it, gains and biases repaired in the loop included.
 
         Args:
             simulated: The network, which will be altered.
@@ -52,7 +52,7 @@ class Learner:
         holders = {simulated.weight_name(name): name for name in self._precisions}
         simulated.apply(policy)
         self._weights = {
-            name: LearnedWeight(simulated, name, self._precisions[name].weight, spreads.get(name, 0.0), learn_ranges)
+            name: LearnedWeight(simulated, name, self._precisions[name], spreads.get(name, 0.0), learn_ranges)
             for name in holders.values()
             if not self._precisions[name].weight.is_float
         }
@@ -177,7 +177,9 @@ class Learner:
         """Alters the simulated network for good: applying the policy gives what was learned, bit for bit.
 
         Weights are kept as quantized, so that repairs which compare them with their quantized values find no error.
+        What was repaired in the loop is part of what was learned, so nothing is repaired there any more.
         """
+        self._simulated.repair_with("none")
         self.place()
         simulated, ranges = self._simulated, self._simulated.ranges.copy()
         altered = {}

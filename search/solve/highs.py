@@ -1,223 +1,262 @@
 """One integer program given to HiGHS, guarded against its absolute tolerances of about 1e-6.
 
-Every limit becomes a share of the room that it leaves above the cheapest choices, and the objective is stretched until
-the tolerance is negligible. What comes back is added up again: a selection that overshoots a limit is forbidden and
-the program solved again.
+Every limit is measured by the room that it leaves above the cheapest choices, and the objective is stretched until
+the tolerance is negligible. What comes back is added up again: what overshoots a limit is forbidden and the program
+solved again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
 
-from search.solve.problem import Choices, Column, Problem, total
+from search.solve.problem import Choices
+from search.solve.program import Ban, Limit, Program
 
 STRETCH = 1e6  # largest objective coefficient; HiGHS stops at an absolute gap of 1e-6
-NEGLIGIBLE = 1e-6  # shares of a limit below this count as nothing, since such small coefficients mislead HiGHS
-MARGIN = 1e-6  # share by which limits are widened, so that rounding keeps no selection out; overshoots are caught
-TOLERANCE = 2e-6  # twice the violation that HiGHS lets pass in a row of order one
-NOISE = 1e-15  # relative rounding error of a difference of two sums
-MAX_OVERSHOOTS = 30  # selections forbidden one by one before the limits themselves are tightened
+ROOM = 1e3  # the room of a limit; HiGHS lets pass 1e-6 above it
+NEGLIGIBLE = 1e-6  # coefficients below this count as nothing, since they mislead HiGHS
+MARGIN = 1e-6  # by which limits are widened, so that rounding keeps no selection out; overshoots are caught
+TOLERANCE = 2e-6  # share of the room, twice what HiGHS lets pass once its presolve has divided a row by its numbers
+MAX_OVERSHOOTS = 30  # overshoots forbidden one by one before the limits themselves are tightened
 MAX_NODES = 200_000  # branch-and-bound nodes: unlike a limit in seconds, met alike by every run
-PROVED, STOPPED, INFEASIBLE = 0, 1, 2  # statuses of scipy's milp
-
-Open = tuple[np.ndarray, ...]
-"""Per unit the indices of the choices that are not ruled out, ascending."""
+FIRST_SHARE = 0.7  # of the seconds left, for a solve after which tightened limits may have to be solved again
+PROVED, STOPPED, INFEASIBLE = 0, 1, 2  # statuses of scipy's milp and linprog
 
 
 @dataclass(frozen=True)
-class Limit:
-    """The most that the total of a column may be."""
+class Found:
+    """What the solver knows about a program.
 
-    column: Column
-    most: float
+    Attributes:
+        choices: The best selection found; None where none was.
+        bound: No selection that the program admits has a smaller total; infinity where there is none at all.
+        proved: Whether nothing better exists than `choices`, to the gap that was asked for.
+    """
 
-    def room(self, open_: Open) -> tuple[float, float]:
-        """What is left above the cheapest open choices, and the rounding error of that."""
-        cheapest = [int(open_[unit][numbers[open_[unit]].argmin()]) for unit, numbers in enumerate(self.column)]
-        noise = NOISE * (abs(self.most) + sum(float(np.abs(numbers).max()) for numbers in self.column))
-        return self.most - total(self.column, cheapest), noise
-
-
-@dataclass(frozen=True)
-class Program:
-    """Minimise the total of `objective` within `limits`, leaving out the selections in `banned`."""
-
-    problem: Problem
-    objective: Column
-    limits: tuple[Limit, ...] = ()
-    banned: tuple[Choices, ...] = ()
-
-    def meets_limits(self, choices: Choices) -> bool:
-        """Whether the totals of a selection, added up without error, are within every limit."""
-        return all(total(limit.column, choices) <= limit.most for limit in self.limits)
+    choices: Choices | None
+    bound: float
+    proved: bool
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """A program over its open choices: minimise `cost @ x`, `upper @ x <= bound`, `equal @ x == target`, x binary."""
+    """A program in matrices: minimise `cost @ x` with `upper @ x <= most` and `equal @ x == target`, x between 0 and 1.
+
+    There is one binary variable per open position, and where a peak is minimised a continuous one above all its totals.
+    What is minimised is `offset + scale * cost @ x`.
+    """
 
     cost: np.ndarray
     upper: sparse.csr_array
-    bound: np.ndarray
+    most: np.ndarray
     equal: sparse.csr_array
     target: np.ndarray
+    integrality: np.ndarray
+    offset: float
+    scale: float
 
 
-def reachable(program: Program) -> Open | None:
-    """Finds the choices that links and limits admit, each taken on its own; None where a unit has none."""
-    keep = [np.ones(size, dtype=bool) for size in program.problem.sizes]
-    for link in program.problem.links:
-        for unit, labels in zip(link.units, link.labels, strict=True):
-            keep[unit] &= np.isin(labels, link.common)
-    if not all(mask.any() for mask in keep):
-        return None
-    open_: Open = tuple(np.flatnonzero(mask) for mask in keep)
-    for limit in program.limits:
-        room, noise = limit.room(open_)
-        if room < -noise:
-            return None
-        open_ = tuple(
-            choices[numbers[choices] - numbers[choices].min() <= max(room, 0.0) + noise]
-            for numbers, choices in zip(limit.column, open_, strict=True)
-        )
-    return open_
-
-
-def select(program: Program, open_: Open) -> tuple[Choices | None, bool]:
+def select(program: Program, is_open: np.ndarray, gap: float = 0.0, until: float = math.inf) -> Found:
     """Solves a program over its open choices, again and again until nothing overshoots a limit.
 
-    Returns:
-        The selection, None where there is none, and whether that is proved.
+    Args:
+        program: What to solve.
+        is_open: Whether each position may be taken.
+        gap: Relative distance of total and bound at which to stop.
+        until: When to stop, on the clock of `time.monotonic`.
 
     Raises:
         RuntimeError: If HiGHS fails.
     """
-    overshoots = 0
+    bound, overshoots, tighten = -math.inf, 0, False
     while True:
-        tighten = overshoots > MAX_OVERSHOOTS
-        matrices = write(program, open_, tighten)
-        constraints = [LinearConstraint(matrices.equal, matrices.target, matrices.target)]
-        if len(matrices.bound):
-            constraints.append(LinearConstraint(matrices.upper, ub=matrices.bound))
-        with _quiet():
-            answer = milp(
-                matrices.cost,
-                constraints=constraints,
-                integrality=np.ones(len(matrices.cost)),
-                bounds=Bounds(0, 1),
-                options={"mip_rel_gap": 0.0, "node_limit": MAX_NODES},
-            )
+        matrices = write(program, is_open, raw=gap > 0, tighten=tighten)
+        share = 1.0 if tighten else FIRST_SHARE
+        answer = minimise(matrices, gap, share * (until - time.monotonic()))
         if answer.status == INFEASIBLE:
-            return None, not tighten
-        if answer.x is None or answer.status not in (PROVED, STOPPED):
-            raise RuntimeError(f"HiGHS did not solve the integer program: {answer.message}")
-        parts = np.split(answer.x, np.cumsum([len(choices) for choices in open_])[:-1])
-        found = tuple(int(choices[part.argmax()]) for choices, part in zip(open_, parts, strict=True))
-        if found in program.banned or not program.problem.agrees(found):
+            return Found(None, bound if tighten else math.inf, not tighten)
+        if not tighten and answer.mip_dual_bound is not None:
+            bound = max(bound, matrices.offset + matrices.scale * answer.mip_dual_bound)
+        stopped = answer.status == STOPPED
+        if answer.x is None:
+            if tighten or not stopped or time.monotonic() > until:
+                return Found(None, bound, False)
+            tighten = True
+            continue
+        found = picked(program, is_open, answer.x)
+        if not program.admits(found):
             raise RuntimeError(f"HiGHS returned a selection that is ruled out: {found}; {answer.message}")
-        if program.meets_limits(found):
-            return found, answer.status == PROVED and not tighten
+        overshot = program.overshot(found)
+        if not overshot:
+            return Found(found, min(bound, program.value(found)), not (stopped or tighten))
         if tighten:
             raise RuntimeError(f"HiGHS overshoots a limit beyond its tolerance: {found}; {answer.message}")
         overshoots += 1
-        program = replace(program, banned=(*program.banned, found))
+        tighten = stopped or overshoots > MAX_OVERSHOOTS
+        program = replace(program, bans=(*program.bans, *(cover(program, limit, found) for limit in overshot)))
 
 
-def write(program: Program, open_: Open, tighten: bool = False) -> Matrices:
-    """Writes a program down, every number of order one but the objective, whose largest is `STRETCH`.
+def minimise(matrices: Matrices, gap: float, seconds: float) -> OptimizeResult:
+    """Gives a program to HiGHS.
+
+    Raises:
+        RuntimeError: If HiGHS fails.
+    """
+    options: dict[str, Any] = {"mip_rel_gap": gap, "node_limit": MAX_NODES}
+    if seconds < math.inf:
+        options["time_limit"] = max(seconds, 0.0)
+    constraints = [LinearConstraint(matrices.equal, matrices.target, matrices.target)]
+    if len(matrices.most):
+        constraints.append(LinearConstraint(matrices.upper, ub=matrices.most))
+    with _quiet():
+        answer = milp(
+            matrices.cost,
+            constraints=constraints,
+            integrality=matrices.integrality,
+            bounds=Bounds(0, 1),
+            options=options,
+        )
+    if answer.status not in (PROVED, STOPPED, INFEASIBLE) or "error" in answer.message:
+        raise RuntimeError(f"HiGHS did not solve the integer program: {answer.message}")
+    return answer
+
+
+def picked(program: Program, is_open: np.ndarray, values: np.ndarray) -> Choices:
+    """Reads a selection from the variables of the open positions."""
+    taken = np.full(len(is_open), -1.0)
+    taken[is_open] = values[: is_open.sum()]
+    return tuple(int(part.argmax()) for part in np.split(taken, program.starts[1:]))
+
+
+def cover(program: Program, limit: Limit, choices: Choices) -> Ban:
+    """Forbids an overshoot of a limit, and with it whatever costs as much or more in every unit."""
+    everywhere = np.ones(len(limit.numbers), dtype=bool)
+    above = program.above_least(limit.numbers, everywhere)
+    taken = above[program.at(choices)]
+    in_cover = np.repeat(taken > 0, program.sizes)
+    heavier = in_cover & (above >= np.repeat(taken, program.sizes))
+    return Ban(np.flatnonzero(heavier), int((taken > 0).sum()) - 1)
+
+
+def write(program: Program, is_open: np.ndarray, raw: bool = False, tighten: bool = False) -> Matrices:
+    """Writes a program down, every limit on the scale of `ROOM`, the objective on that of `STRETCH`.
 
     Args:
         program: What to write down.
-        open_: The choices that get a variable, unit by unit.
+        is_open: Whether each position gets a variable.
+        raw: For solving to a gap. Keeps the objective's numbers as they are, so that a relative gap refers to its
+            total, not to what the total exceeds the least by; and does not widen limits, which invites overshoots.
         tighten: Narrows the limits by more than HiGHS may overshoot them, at the price of losing selections near them.
     """
-    widths = [len(choices) for choices in open_]
-    starts = np.concatenate([[0], np.cumsum(widths)])
-    upper, bound = [], []
+    rows, most = [], []
     for limit in program.limits:
-        room, noise = limit.room(open_)
-        share = _above_least(limit.column, open_) / (max(room, noise) or 1.0)
-        upper.append(np.where(share < NEGLIGIBLE, 0.0, share))
-        whole = (max(room, 0.0) + noise) / (max(room, noise) or 1.0)
-        bound.append(whole - TOLERANCE - len(open_) * NEGLIGIBLE if tighten else whole + MARGIN)
-    for selection in program.banned:
-        at = [np.flatnonzero(choices == choice) for choice, choices in zip(selection, open_, strict=True)]
-        if all(len(found) for found in at):  # otherwise it is out already
-            row = np.zeros(starts[-1])
-            row[starts[:-1] + np.concatenate(at)] = 1.0
-            upper.append(row)
-            bound.append(len(open_) - 1.0)
+        room, noise = program.room(limit, is_open)
+        unit = max(room, noise) / ROOM or 1.0
+        share = np.minimum(program.above_least(limit.numbers, is_open) / unit, 2 * ROOM)  # beyond it all are impossible
+        whole = (max(room, 0.0) + noise) / unit
+        if np.maximum.reduceat(share, program.starts).sum() <= whole:
+            continue  # whatever is picked keeps this limit
+        kept = np.where(share < NEGLIGIBLE, 0.0, share)
+        dropped = float(np.maximum.reduceat(share - kept, program.starts).sum())
+        rows.append(sparse.csr_array(kept[None]))
+        most.append(whole - TOLERANCE * ROOM - dropped if tighten else whole + (0.0 if raw else MARGIN))
+    for ban in program.bans:
+        rows.append(_ones(np.zeros(len(ban.at)), ban.at, (1, len(is_open))))
+        most.append(float(ban.most))
 
-    equal = [np.repeat(np.eye(len(open_)), widths, axis=1)]  # one choice per unit
-    for link in program.problem.links:
-        has_label = []
-        for unit, labels in zip(link.units, link.labels, strict=True):
-            rows = np.zeros((len(link.common), starts[-1]))
-            rows[:, starts[unit] : starts[unit + 1]] = np.equal.outer(link.common, labels[open_[unit]])
-            has_label.append(rows)
-        equal.extend(has_label[0] - rows for rows in has_label[1:])
-    stacked = np.concatenate(equal)
+    units, positions = len(program.sizes), len(is_open)
+    equal = [_ones(np.repeat(np.arange(units), program.sizes), np.arange(positions), (units, positions))]
+    for link in program.links:
+        first, *others = (
+            _has_label(labels, link.common, program.starts[unit], positions)
+            for unit, labels in zip(link.units, link.labels, strict=True)
+        )
+        equal.extend(first - other for other in others)
+    stacked = sparse.vstack(equal, format="csr")[:, is_open]
+    target = (np.arange(stacked.shape[0]) < units).astype(np.float64)
+    upper = sparse.vstack(rows, format="csr")[:, is_open] if rows else sparse.csr_array((0, stacked.shape[1]))
+    if len(program.objective) > 1:
+        return _below_peak(program, is_open, raw, upper, most, stacked, target)
 
-    cost = _above_least(program.objective, open_)
+    (objective,) = program.objective
+    cost = (objective if raw else program.above_least(objective, is_open))[is_open]
+    offset = 0.0 if raw else math.fsum(program.least(objective, is_open).tolist())
+    scale = float(np.abs(cost).max()) / STRETCH or 1.0
     return Matrices(
-        cost * (STRETCH / cost.max()) if cost.max() else cost,
-        sparse.csr_array(np.array(upper).reshape(len(upper), starts[-1])),
-        np.array(bound),
-        sparse.csr_array(stacked),
-        (np.arange(len(stacked)) < len(open_)).astype(np.float64),
+        cost / scale,
+        upper,
+        np.array(most),
+        stacked,
+        target,
+        program.is_decided[is_open].astype(np.float64),
+        offset,
+        scale,
     )
 
 
-def drop_worse(program: Program, open_: Open, best: Sequence[int]) -> Open:
-    """Drops the choices that no selection as good as `best` can contain.
+def _below_peak(
+    program: Program,
+    is_open: np.ndarray,
+    raw: bool,
+    upper: sparse.csr_array,
+    most: list[float],
+    equal: sparse.csr_array,
+    target: np.ndarray,
+) -> Matrices:
+    """Adds the variable that is at least as large as the total of each of the objective's columns, and minimised."""
+    least = np.array([program.least(column, is_open).sum() for column in program.objective])
+    largest = np.array([program.ranges(column, is_open).sum() for column in program.objective]) + least
+    base = 0.0 if raw else float(least.max())
+    unit = float(largest.max()) - base or 1.0
+    counts = largest > least.max()  # the others are never the largest
+    columns = [
+        program.above_least(column, is_open)[is_open] * ROOM / unit for column in np.array(program.objective)[counts]
+    ]
+    above = sparse.csr_array(np.array(columns).reshape(len(columns), equal.shape[1]))
+    variables = equal.shape[1] + 1
+    return Matrices(
+        np.append(np.zeros(variables - 1), STRETCH),
+        sparse.block_array([[upper, None], [above, np.full((len(columns), 1), -ROOM)]], format="csr"),
+        np.concatenate([most, (base - least[counts]) * ROOM / unit]),
+        sparse.hstack([equal, sparse.csr_array((equal.shape[0], 1))], format="csr"),
+        target,
+        np.append(program.is_decided[is_open], False).astype(np.float64),
+        base - TOLERANCE * unit,
+        unit / STRETCH,
+    )
 
-    With multipliers y of limits and links, the sum of each unit's least reduced cost plus `y @ bound` is a lower bound
-    on every selection (Lagrangian relaxation), and a choice raises it by the excess of its reduced cost over its unit's
-    least. The multipliers come from the linear relaxation, but the bound holds for any.
-    """
-    matrices = write(program, open_)
-    limited = {"A_ub": matrices.upper, "b_ub": matrices.bound} if len(matrices.bound) else {}
+
+def relax(matrices: Matrices, seconds: float) -> OptimizeResult:
+    """Solves the linear relaxation; its status says whether that worked."""
+    limited = {"A_ub": matrices.upper, "b_ub": matrices.most} if len(matrices.most) else {}
+    options = {"time_limit": max(seconds, 0.0)} if seconds < math.inf else {}
     with _quiet():
-        relaxed = linprog(matrices.cost, A_eq=matrices.equal, b_eq=matrices.target, bounds=(0, 1), **limited)
-    if relaxed.status != PROVED:
-        return open_
-    units = len(open_)
-    reduced = matrices.cost - matrices.equal[units:].T @ relaxed.eqlin.marginals[units:]
-    bound = 0.0
-    if limited:
-        multipliers = np.minimum(relaxed.ineqlin.marginals, 0.0)
-        reduced = reduced - matrices.upper.T @ multipliers
-        bound = float(multipliers @ matrices.bound)
-
-    edges = np.cumsum([len(choices) for choices in open_])[:-1]
-    parts = np.split(reduced, edges)
-    bound += sum(float(part.min()) for part in parts)
-    is_best = np.concatenate([choices == choice for choices, choice in zip(open_, best, strict=True)])
-    error = 10 * NOISE * (abs(bound) + sum(float(np.abs(part).max()) for part in parts))
-    gap = float(matrices.cost[is_best].sum()) - bound + error
-    keep = np.concatenate([part - part.min() <= gap for part in parts]) | is_best
-    return tuple(choices[kept] for choices, kept in zip(open_, np.split(keep, edges), strict=True))
+        return linprog(
+            matrices.cost, A_eq=matrices.equal, b_eq=matrices.target, bounds=(0, 1), options=options, **limited
+        )
 
 
-def ranges(column: Column, open_: Open) -> np.ndarray:
-    """Difference of the largest and the smallest number among each unit's open choices, shape `(units,)`."""
-    return np.array([np.ptp(numbers[choices]) for numbers, choices in zip(column, open_, strict=True)])
+def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    """A matrix with ones at the given places."""
+    return sparse.csr_array((np.ones(len(columns)), (rows, columns)), shape=shape)
 
 
-def _above_least(column: Column, open_: Open) -> np.ndarray:
-    """By how much each open choice exceeds its unit's smallest number, concatenated."""
-    return np.concatenate(
-        [numbers[choices] - numbers[choices].min() for numbers, choices in zip(column, open_, strict=True)]
-    )
+def _has_label(labels: np.ndarray, common: tuple[int, ...], start: int, positions: int) -> sparse.csr_array:
+    """One row per label that a link's units have in common, with ones where a unit's choices have it."""
+    having = np.flatnonzero(np.isin(labels, common))
+    return _ones(np.searchsorted(common, labels[having]), start + having, (len(common), positions))
 
 
 @contextlib.contextmanager

@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from search.solve.highs import Limit, Program, drop_worse, ranges, reachable, select
-from search.solve.problem import Problem, Solution, total
-
-RESOLUTION = 1e-9  # ratio of objective ranges that one program can weigh against each other
+from search.solve.highs import Found
+from search.solve.optimum import optimum
+from search.solve.problem import Problem, Solution
+from search.solve.program import Limit, NotFoundError, Program, additive, columns_of, limits_on
 
 
 def solve(
-    problem: Problem, limits: Mapping[str, float], minimise: str | None = None, max_score: float | None = None
+    problem: Problem,
+    limits: Mapping[str, float],
+    minimise: str | None = None,
+    max_score: float | None = None,
+    gap: float = 0.0,
+    seconds: float | None = None,
 ) -> Solution | None:
     """Finds the selection of least score, or of least cost, within limits.
 
+    Interactions are left out: where there are any, what adds up is minimised, and nothing is proved about the score.
+
     Args:
         problem: What may be selected.
-        limits: Cost name to the most its total may be.
+        limits: Cost name to the most it may be.
         minimise: Cost to minimise in place of the score; among the cheapest selections the score decides.
         max_score: The most the total score may be.
+        gap: Relative distance between what is minimised and its bound at which to stop; 0 asks for the optimum.
+        seconds: When to stop with the best selection found; None is no limit.
 
     Returns:
-        The optimum, the same on every call; None where no selection meets the limits.
+        The optimum, the same on every call without a limit in seconds. Where gap, seconds or HiGHS's nodes ended the
+        search, the best selection found, with what is proved about all others in `bound`. None where no selection
+        meets the limits.
 
     Raises:
-        ValueError: If a limit or `minimise` names no cost of the problem, or a limit is NaN.
+        ValueError: If a limit or `minimise` names no cost of the problem, a limit is NaN, `gap` or `seconds` is
+            negative, or `max_score` is given where scores interact.
+        NotFoundError: If the search ended before any selection was found, or it was proved that there is none.
     """
-    program = _program(problem, limits, max_score)
+    if problem.interactions is not None and max_score is not None:
+        raise ValueError("max_score limits scores that add up; these interact, so solve one without its interactions")
+    if not gap >= 0 or (seconds is not None and not seconds >= 0):
+        raise ValueError(f"gap={gap} and seconds={seconds} must be at least 0")
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    plain = additive(problem, frozenset(limits) if minimise is None else frozenset((*limits, minimise)))
+    program = _program(plain, len(problem.sizes), limits, max_score)
     if minimise is None:
-        return _optimum(program)
-    cheapest = _optimum(replace(program, objective=problem.column(minimise)))
-    if cheapest is None:
-        return None
-    floor = Limit(problem.column(minimise), cheapest.costs[minimise])
-    best = _optimum(replace(program, limits=(*program.limits, floor)))
-    return cheapest if best is None else replace(best, optimal=best.optimal and cheapest.optimal)
+        return _solution(problem, limits, optimum(program, gap, until))
+
+    columns = columns_of(plain, minimise)
+    found = optimum(replace(program, objective=columns), gap, until)
+    cheapest = _solution(problem, limits, found, minimise)
+    if cheapest is None or time.monotonic() > until:
+        return cheapest
+    floor = tuple(Limit(column, cheapest.costs[minimise]) for column in columns)
+    best = optimum(replace(program, limits=(*program.limits, *floor)), gap, until)
+    cheapest_best = Found(best.choices or found.choices, found.bound, found.proved and best.proved)
+    return _solution(problem, limits, cheapest_best, minimise)
 
 
 def solve_all(problem: Problem, limits: Sequence[Mapping[str, float]]) -> list[Solution | None]:
@@ -60,14 +85,15 @@ def least(problem: Problem, cost: str) -> Solution:
 
 def near(problem: Problem, solution: Solution, limits: Mapping[str, float], count: int) -> list[Solution]:
     """Finds the `count` best selections within limits besides `solution`, best first; fewer where there are no more."""
-    program = replace(_program(problem, limits), banned=(solution.choices,))
+    plain = additive(problem, frozenset(limits))
+    program = _program(plain, len(problem.sizes), limits).without(solution.choices)
     found: list[Solution] = []
     while len(found) < count:
-        following = _optimum(program)
+        following = _solution(problem, limits, optimum(program))
         if following is None:
             break
         found.append(following)
-        program = replace(program, banned=(*program.banned, following.choices))
+        program = program.without(following.choices)
     return found
 
 
@@ -90,7 +116,7 @@ def sweep(problem: Problem, cost: str, count: int, upper: float | None = None) -
         raise ValueError(f"a sweep needs at least two budgets, got {count}")
     lowest = least(problem, cost)
     if upper is None:
-        best = _optimum(_program(problem, {})) or lowest
+        best = solve(problem, {}) or lowest
         cheapest_best = solve(problem, {}, minimise=cost, max_score=best.score) or best
         upper = cheapest_best.costs[cost]
     if upper < lowest.costs[cost]:
@@ -100,40 +126,31 @@ def sweep(problem: Problem, cost: str, count: int, upper: float | None = None) -
     return list({solution.choices: solution for solution in found if solution is not None}.values())
 
 
-def _program(problem: Problem, limits: Mapping[str, float], max_score: float | None = None) -> Program:
-    bounds = [Limit(problem.column(name), most) for name, most in limits.items()]
+def _program(plain: Problem, decided: int, limits: Mapping[str, float], max_score: float | None = None) -> Program:
+    """The program that finds the least score of a problem without boundaries, whose first units were there before."""
+    scores = np.concatenate(plain.scores)
+    within = limits_on(plain, limits)
     if max_score is not None:
-        bounds.append(Limit(problem.scores, max_score))
-    if any(np.isnan(bound.most) for bound in bounds):
-        raise ValueError(f"a limit is NaN: {dict(limits)}, max_score={max_score}")
-    return Program(problem, problem.scores, tuple(bound for bound in bounds if bound.most != np.inf))
+        if math.isnan(max_score):
+            raise ValueError("max_score is NaN")
+        within = (*within, Limit(scores, max_score))
+    return Program(plain.sizes, (scores,), within, plain.links, decided=decided)
 
 
-def _optimum(program: Program) -> Solution | None:
-    """Solves a program on ever finer scales, until nothing is left that a finer one could tell apart.
-
-    After each solution the choices that a bound shows to be worse are dropped, so that the objective can be stretched
-    further. Where ranges remain that are too small to be weighed against the largest, the units of the large ones keep
-    their choices.
-    """
-    open_ = reachable(program)
-    best, proved = None, True
-    while open_ is not None:
-        found, certain = select(program, open_)
-        proved = proved and certain
-        if found is not None and (best is None or total(program.objective, found) < total(program.objective, best)):
-            best = found
-        if best is None:
-            return None
-        before = ranges(program.objective, open_)
-        open_ = drop_worse(program, open_, best)
-        left = ranges(program.objective, open_)
-        if left.max() > before.max() / 10:
-            if not (left[left > 0] < RESOLUTION * left.max()).any():
-                break
-            large = left > 1e-4 * left.max()
-            pairs = zip(large, best, open_, strict=True)
-            open_ = tuple(np.array([choice]) if fixed else choices for fixed, choice, choices in pairs)
-        if not left.any():
-            break
-    return None if best is None else program.problem.solution(best, proved)
+def _solution(
+    problem: Problem, limits: Mapping[str, float], found: Found, minimised: str | None = None
+) -> Solution | None:
+    """Adds up what was found, and makes sure of the limits."""
+    if found.choices is None:
+        if found.bound < math.inf:
+            raise NotFoundError(
+                "the solver stopped before it found a selection within the limits, and before it proved that there is "
+                "none; give it more seconds or a larger gap, or relax a limit a little"
+            )
+        return None
+    says_nothing = minimised is None and problem.interactions is not None
+    proved, bound = (False, -math.inf) if says_nothing else (found.proved, found.bound)
+    solution = problem.solution(found.choices[: len(problem.sizes)], proved, bound)
+    if any(solution.costs[name] > most for name, most in limits.items()):
+        raise RuntimeError(f"the solver overshot a limit: {solution.costs}, limits {dict(limits)}")
+    return solution

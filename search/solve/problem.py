@@ -1,4 +1,8 @@
-"""A selection problem: pick one choice for every unit, at the least total score, within limits on total costs."""
+"""A selection problem: pick one choice for every unit, at the least total score, within limits on total costs.
+
+Scores and costs add up over units. On top of that, pairs of choices may interact in the score, two units may cost
+something where their choices meet, and a cost may be the largest of several sums, as peak memory is.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +54,37 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """What it costs that the choices of two units meet, such as a tensor produced in one format and read in another.
+
+    Attributes:
+        units: Indices of the two units.
+        labels: For each of them, one integer from 0 per choice: the format on its side of the boundary.
+        costs: Cost name to an array of shape `(labels of the first, labels of the second)`.
+    """
+
+    units: tuple[int, int]
+    labels: tuple[np.ndarray, np.ndarray]
+    costs: Mapping[str, np.ndarray]
+
+    def cost(self, name: str, choices: Sequence[int]) -> float:
+        """What a selection pays here."""
+        if name not in self.costs:
+            return 0.0
+        first, second = (int(labels[choices[unit]]) for unit, labels in zip(self.units, self.labels, strict=True))
+        return float(self.costs[name][first, second])
+
+
+@dataclass(frozen=True)
 class Solution:
     """One choice per unit.
 
     Attributes:
         choices: Index of the choice each unit takes.
-        score: Total score.
+        score: Total score, interactions included.
         costs: Total of each cost.
+        bound: A lower bound on the score, or on the cost that was minimised, of every feasible selection; minus
+            infinity where none is known.
         optimal: Whether no other feasible selection is better, to the accuracy of floating-point sums.
     """
 
@@ -64,16 +92,22 @@ class Solution:
     score: float
     costs: dict[str, float]
     optimal: bool
+    bound: float = -math.inf
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Scores and costs of every choice of every unit; both add up over the units.
+    """Scores and costs of every choice of every unit.
 
     Attributes:
         scores: Per unit an array of shape `(choices of the unit,)`; lower is better, any sign.
-        costs: Cost name to arrays of the same shapes.
+        costs: Cost name to arrays of the same shapes, which add up.
         links: Units that must agree.
+        interactions: Symmetric matrix over all choices, unit by unit, of shape `(choices, choices)`: half the sum of
+            its entries over all ordered pairs of chosen choices, a choice with itself included, is added to the score.
+            None where scores only add up.
+        boundaries: What costs besides, where choices of two units meet.
+        peaks: Cost name to several columns; the cost is the largest of their totals.
 
     Raises:
         ValueError: If shapes disagree, a number is not finite, or a link does not fit the units.
@@ -82,6 +116,9 @@ class Problem:
     scores: Column
     costs: Mapping[str, Column] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
+    interactions: np.ndarray | None = None
+    boundaries: tuple[Boundary, ...] = ()
+    peaks: Mapping[str, tuple[Column, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", _column("scores", self.scores))
@@ -89,27 +126,39 @@ class Problem:
             self, "costs", {name: _column(f"cost {name}", arrays) for name, arrays in self.costs.items()}
         )
         object.__setattr__(self, "links", tuple(self.links))
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        peaks = {name: tuple(_column(f"peak {name}", cut) for cut in cuts) for name, cuts in self.peaks.items()}
+        object.__setattr__(self, "peaks", peaks)
+        if self.interactions is not None:
+            object.__setattr__(self, "interactions", self._checked(self.interactions))
         sizes = self.sizes
         if not sizes or min(sizes) == 0:
             raise ValueError(f"every unit needs at least one choice, got {sizes}")
-        for name, arrays in self.costs.items():
+        columns = [(f"cost {name}", column) for name, column in self.costs.items()]
+        columns += [(f"peak {name}", cut) for name, cuts in self.peaks.items() for cut in cuts]
+        for name, arrays in columns:
             given = tuple(map(len, arrays))
             if given != sizes:
-                raise ValueError(f"cost {name} has {given} numbers per unit, but scores has {sizes}")
-        for link in self.links:
-            for unit, count in zip(link.units, map(len, link.labels), strict=True):
+                raise ValueError(f"{name} has {given} numbers per unit, but scores has {sizes}")
+        for kind, pair in [("link", link) for link in self.links] + [("boundary", edge) for edge in self.boundaries]:
+            for unit, count in zip(pair.units, map(len, pair.labels), strict=True):
                 if not 0 <= unit < len(sizes):
-                    raise ValueError(f"a link names unit {unit}, but there are {len(sizes)} units")
+                    raise ValueError(f"a {kind} names unit {unit}, but there are {len(sizes)} units")
                 if count != sizes[unit]:
-                    raise ValueError(f"a link has {count} labels for unit {unit}, which has {sizes[unit]} choices")
+                    raise ValueError(f"a {kind} has {count} labels for unit {unit}, which has {sizes[unit]} choices")
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of choices of every unit."""
         return tuple(map(len, self.scores))
 
+    @property
+    def cost_names(self) -> tuple[str, ...]:
+        """Names of all costs, peaks included."""
+        return (*self.costs, *self.peaks)
+
     def column(self, name: str) -> Column:
-        """The numbers of one cost.
+        """The numbers of one cost that adds up.
 
         Raises:
             ValueError: If there is no such cost.
@@ -118,6 +167,31 @@ class Problem:
             raise ValueError(f"no cost {name!r}; the problem has {', '.join(self.costs) or 'none'}")
         return self.costs[name]
 
+    def cost(self, name: str, choices: Sequence[int]) -> float:
+        """What a selection costs, boundaries included; of a peak, the largest of its totals.
+
+        Raises:
+            ValueError: If there is no such cost.
+        """
+        if name in self.peaks:
+            return max(total(cut, choices) for cut in self.peaks[name])
+        alone = (float(numbers[choice]) for numbers, choice in zip(self.column(name), choices, strict=True))
+        return math.fsum((*alone, *(boundary.cost(name, choices) for boundary in self.boundaries)))
+
+    def score(self, choices: Sequence[int]) -> float:
+        """What a selection scores, interactions included."""
+        score = total(self.scores, choices)
+        if self.interactions is None:
+            return score
+        at = self.positions(choices)
+        return score + math.fsum(self.interactions[np.ix_(at, at)].ravel().tolist()) / 2
+
+    def positions(self, choices: Sequence[int]) -> np.ndarray:
+        """Positions of a selection's choices among all choices, unit by unit, shape `(units,)`."""
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        at: np.ndarray = starts + np.asarray(choices)
+        return at
+
     def agrees(self, choices: Sequence[int]) -> bool:
         """Whether a selection honours every link."""
         return all(
@@ -125,11 +199,21 @@ class Problem:
             for link in self.links
         )
 
-    def solution(self, choices: Iterable[int], optimal: bool) -> Solution:
+    def solution(self, choices: Iterable[int], optimal: bool, bound: float = -math.inf) -> Solution:
         """Adds up what a selection scores and costs."""
         chosen = tuple(int(choice) for choice in choices)
-        costs = {name: total(arrays, chosen) for name, arrays in self.costs.items()}
-        return Solution(chosen, total(self.scores, chosen), costs, optimal)
+        costs = {name: self.cost(name, chosen) for name in self.cost_names}
+        return Solution(chosen, self.score(chosen), costs, optimal, bound)
+
+    def _checked(self, interactions: np.ndarray) -> np.ndarray:
+        """The interactions as a read-only float array."""
+        matrix, count = np.array(interactions, dtype=np.float64), sum(self.sizes)
+        if matrix.shape != (count, count):
+            raise ValueError(f"interactions have shape {matrix.shape}, but there are {count} choices")
+        if not np.isfinite(matrix).all() or np.abs(matrix - matrix.T).max() > 1e-9 * np.abs(matrix).max():
+            raise ValueError("interactions must be finite and symmetric")
+        matrix.flags.writeable = False
+        return matrix
 
 
 def total(column: Column, choices: Sequence[int]) -> float:

@@ -1,144 +1,136 @@
-"""The exact solver as a strategy: solve on predicted losses, measure around the optimum, improve on that."""
+"""The exact solver as a strategy: solve on forecasts, measure what comes out, and let measurements teach the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from search.assignment import assignment_problem, solution_policy, variable_limits
 from search.errors import ConfigError
 from search.objective import Objective
-from search.policy import Policy
-from search.solve.linear import near, solve, sweep
-from search.solve.problem import Problem
 from search.space import SearchSpace
 from search.strategies.base import Strategy
+from search.strategies.forecaster import Forecaster, forecasters
+from search.strategies.neighbourhood import neighbours, stacked, within
+from search.strategies.surrogate import Surrogate, chance_below, expected_improvement
 from search.trials import Trial
+
+RUNNERS_UP = 8  # best points of every forecaster that are considered at the budget
+PARENTS = 6  # best trials whose neighbourhood is searched
+NEIGHBOURS = 1024  # drawn for every measurement, cheap beside it
+COARSE = 24  # points of the front among which the cheapest of enough quality is looked for first
 
 
 class Solver(Strategy):
-    """Exact multiple-choice integer programming on single-choice sensitivities, then true measurements.
+    """Solving on sensitivities, then true measurements.
 
-    It measures the optimum at the budget, the next-best solutions there, and optima at smaller budgets for the front;
-    what is left of the evaluations goes to the neighbours of the best policy measured, likeliest first. Where the
-    budget limits the quality drop instead, it looks for the least cost: measured drops calibrate the predicted losses
-    through a monotone map, which says up to which loss to solve next.
+    Every predictor there is (the one that the table names, or several kinds where it is `auto`) proposes its optimum
+    at the budget. Those are measured; then a surrogate that has learnt from all measurements picks, one after
+    the other, the candidate with the largest expected improvement among the predictors' next-best solutions and the
+    neighbours of the best policies measured. A share of the evaluations goes to optima at smaller budgets, for the
+    front. Where the budget limits the quality drop instead, candidates lie along the predictors' fronts, and what is
+    expected to improve is the cost, times the chance that the drop is allowed.
     """
 
     name = "solver"
 
-    def __init__(
-        self, evaluations: int = 40, seconds: float | None = None, front: float = 0.3, near: float = 0.3
-    ) -> None:
+    def __init__(self, evaluations: int = 40, seconds: float | None = None, front: float = 0.2) -> None:
         """Creates the strategy.
 
         Args:
             evaluations: Measurements it may spend.
             seconds: Seconds of measuring it may spend; None is no limit.
-            front: Share of the evaluations for optima at smaller budgets.
-            near: Share of the evaluations for the next-best solutions at the budget.
+            front: Share of the evaluations for optima at smaller budgets, where the budget limits costs.
 
         Raises:
             ConfigError: If an allowance or share is out of range.
         """
         super().__init__(evaluations, seconds)
-        if min(front, near) < 0 or front + near > 1:
-            raise ConfigError(
-                f"strategy.front={front} and strategy.near={near} must be at least 0 and add up to at most 1"
-            )
+        if not 0 <= front < 1:
+            raise ConfigError(f"strategy.front={front} must be at least 0 and below 1")
         self.front = front
-        self.near = near
 
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
-        peaks = set(objective.limits) - set(objective.pricing.fixed)
-        if peaks:
-            raise ConfigError(
-                f"budget.{peaks.pop()} is a peak, not a sum over layers, so strategy=solver cannot keep it; "
-                "use strategy=tpe or strategy=random, or drop the limit"
-            )
-        problem = assignment_problem(objective.pricing, objective.sensitivity)
-        limits = variable_limits(objective.pricing, objective.limits)
+        sources = forecasters(objective.sensitivity, objective.pricing, seed=int(rng.integers(2**31)))
+        study = Study(objective, sources, rng)
         if objective.quality_drop is None:
-            trials = [objective(policy) for policy in self._predicted_best(problem, limits, objective)]
+            best = [source.best(study.limits, RUNNERS_UP) for source in sources]
+            study.measure(stacked([points[:1] for points in best], len(space.decisions)))
+            shares = max(int(self.front * self.evaluations), 0)
+            study.improve(stacked(best, len(space.decisions)), reserve=shares)
+            if shares:
+                study.measure(sources[0].front(objective.primary_cost, shares + 1, study.limits)[::-1])
         else:
-            trials = list(self._cheapest(problem, limits, objective))
-        while True:
-            tried = {trial.digest for trial in trials}
-            around = [policy for policy in self._around(objective, trials) if policy.digest not in tried]
-            if not around:
-                return
-            trials.append(objective(min(around, key=objective.predict)))
-
-    def _around(self, objective: Objective, trials: list[Trial]) -> list[Policy]:
-        """Neighbours of the best trial that keep the budget; only cheaper ones where cost is what is minimised."""
-        best = min(trials, key=objective.rank)
-        around = [policy for policy in objective.space.neighbours(best.policy) if objective.is_feasible(policy)]
-        if objective.quality_drop is None or objective.rank(best)[0] > 0:
-            return around
-        cost = objective.primary_cost
-        return [policy for policy in around if objective.pricing.costs(policy)[cost] < objective.primary(best)]
-
-    def _predicted_best(self, problem: Problem, limits: dict[str, float], objective: Objective) -> list[Policy]:
-        """The optimum at the budget, its runners-up, and the optima of smaller budgets, each once."""
-        best = solve(problem, limits)
-        if best is None:
-            return []
-        cost, space = objective.primary_cost, objective.space
-        runners_up = near(problem, best, limits, int(self.near * self.evaluations))
-        budgets = int(self.front * self.evaluations)
-        smaller = sweep(problem, cost, budgets, upper=limits.get(cost)) if budgets > 1 else []
-        policies = [solution_policy(space, solution) for solution in (best, *runners_up, *smaller)]
-        return [policy for policy in dict.fromkeys(policies) if objective.is_feasible(policy)]
-
-    def _cheapest(self, problem: Problem, limits: dict[str, float], objective: Objective) -> Iterator[Trial]:
-        """Measures the cheapest policies that the calibrated prediction allows, until it proposes nothing new."""
-        losses: list[float] = []
-        drops: list[float] = []
-        tried: set[Policy] = set()
-        solved: set[float] = set()
-        ends = [*sweep(problem, objective.primary_cost, 5), solve(problem, limits)]
-        allowed = [solution.score for solution in ends if solution]
-        while allowed:
-            solution = solve(problem, limits, minimise=objective.primary_cost, max_score=allowed.pop())
-            policy = solution_policy(objective.space, solution) if solution else None
-            if policy and policy not in tried:
-                tried.add(policy)
-                trial = objective(policy)
-                yield trial
-                if trial.is_measured:
-                    losses.append(objective.predict(policy))
-                    drops.append(trial.certain_drop)
-            if not allowed:
-                loss = allowed_loss(np.array(losses), np.array(drops), objective.quality_drop or 0.0)
-                if loss is not None and loss not in solved:
-                    solved.add(loss)
-                    allowed = [loss]
+            along = [source.front(objective.primary_cost, COARSE, study.limits) for source in sources]
+            study.measure(along[0][[len(along[0]) // 2]])
+            study.improve(stacked(along, len(space.decisions)))
+        study.improve(np.empty((0, len(space.decisions)), dtype=np.int64))
 
 
-def allowed_loss(losses: np.ndarray, drops: np.ndarray, limit: float) -> float | None:
-    """Returns the predicted loss at which the drop is expected to reach `limit`.
+class Study:
+    """The measurements of one search and what they teach."""
 
-    The measured drops are made monotone in the predicted loss (isotonic regression) and interpolated linearly.
+    def __init__(self, objective: Objective, sources: list[Forecaster], rng: np.random.Generator) -> None:
+        self.limits = {name: limit - objective.pricing.fixed.get(name, 0.0) for name, limit in objective.limits.items()}
+        self._objective = objective
+        self._sources = sources
+        self._rng = rng
+        self._trials: list[Trial] = []
+        self._points: list[tuple[int, ...]] = []
 
-    Args:
-        losses: Predicted losses, shape `(trials,)`.
-        drops: Measured drops, shape `(trials,)`.
-        limit: The drop that is allowed.
+    def measure(self, points: np.ndarray) -> None:
+        """Measures points that keep the budget and were not measured, in order."""
+        for point in map(tuple, points.tolist()):
+            policy = self._objective.space.decode(point)
+            if point not in self._points and self._objective.is_feasible(policy):
+                self._trials.append(self._objective(policy))
+                self._points.append(point)
 
-    Returns:
-        The loss, or None where nothing was measured.
-    """
-    if not len(losses):
-        return None
-    from scipy.optimize import isotonic_regression
+    def improve(self, candidates: np.ndarray, reserve: float = 0) -> None:
+        """Measures the most promising candidates and neighbours of good trials, until `reserve` evaluations are left.
 
-    order = np.argsort(losses, kind="stable")
-    losses, fitted = losses[order], isotonic_regression(drops[order]).x
-    inside = int(np.searchsorted(fitted, limit, side="right"))
-    if inside == 0:
-        return float(losses[0] / 2)
-    if inside == len(losses):
-        return float(losses[-1] * 2)
-    share = (limit - fitted[inside - 1]) / (fitted[inside] - fitted[inside - 1])
-    return float(losses[inside - 1] + share * (losses[inside] - losses[inside - 1]))
+        Ends early where there is nothing new within the budget.
+        """
+        while self._objective.remaining - reserve >= 1 and len(following := self._next(candidates)):
+            self.measure(following)
+
+    def _next(self, candidates: np.ndarray) -> np.ndarray:
+        """The most promising point that is feasible and new, as one row; none where there is no such point."""
+        objective, space = self._objective, self._objective.space
+        pool = [candidates]
+        if self._trials:
+            order = sorted(range(len(self._trials)), key=lambda number: objective.rank(self._trials[number]))
+            parents = np.array([self._points[number] for number in order[:PARENTS]])
+            drawn = neighbours(space, parents, NEIGHBOURS, self._rng)
+            pool.append(within(objective.pricing, drawn, objective.limits))
+        known = set(self._points)
+        fresh = [point for point in stacked(pool, len(space.decisions)) if tuple(point.tolist()) not in known]
+        if not fresh:
+            return np.empty((0, len(space.decisions)), dtype=np.int64)
+        points = np.array(fresh)
+        for at in np.argsort(-self._promise(points), kind="stable"):
+            if objective.is_feasible(space.decode(points[at].tolist())):
+                return points[[at]]
+        return points[:0]
+
+    def _promise(self, points: np.ndarray) -> np.ndarray:
+        """What is expected to be won by measuring each point; the more the better."""
+        forecasts = self._forecasts(points)
+        measured = [number for number, trial in enumerate(self._trials) if trial.is_measured]
+        if not measured:
+            return -forecasts[:, 0]
+        objective, trials = self._objective, [self._trials[number] for number in measured]
+        seen = np.array([self._points[number] for number in measured])
+        limit = objective.quality_drop
+        losses = np.array([trial.drop if limit is None else trial.certain_drop for trial in trials])
+        surrogate = Surrogate.fit(seen, self._forecasts(seen), losses)
+        mean, deviation = surrogate.posterior(points, forecasts)
+        if limit is None:
+            return expected_improvement(mean, deviation, float(losses.min()))
+        costs = objective.pricing.totals(points)[objective.primary_cost]
+        allowed = [objective.primary(trial) for trial, loss in zip(trials, losses, strict=True) if loss <= limit]
+        saved = np.maximum(min(allowed) - costs, 0) if allowed else np.ones(len(points))
+        promise: np.ndarray = saved * chance_below(mean, deviation, limit)
+        return promise
+
+    def _forecasts(self, points: np.ndarray) -> np.ndarray:
+        """What every predictor foretells, shape `(policies, predictors)`."""
+        return np.stack([source.losses(points) for source in self._sources], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -79,3 +80,12 @@ class FunctionTask(Task):
         if self._divergence == "kl":
             return super().divergence(reference, outputs)
         return (reference.double() - outputs.double()).square().reshape(len(reference), -1).mean(1)
+
+    def tangent(self, reference: Tensor, change: Tensor) -> Tensor:
+        if self._divergence == "kl":
+            return super().tangent(reference, change)
+        change = change.to(torch.promote_types(change.dtype, torch.float32)).reshape(len(change), -1)
+        return change * math.sqrt(2 / change.shape[1])
+
+    def targets(self, batch: Any, outputs: Tensor) -> Tensor | None:
+        return outputs.argmax(-1) if self._divergence == "kl" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -17,6 +18,7 @@ from search.errors import UnsupportedError
 
 Split = Literal["calibration", "selection", "report"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Task(ABC):
@@ -74,6 +76,46 @@ class Task(ABC):
         """
         p, q = F.log_softmax(reference.double(), -1), F.log_softmax(outputs.double(), -1)
         return (p.exp() * (p - q)).sum(-1).reshape(len(p), -1).mean(1).clamp_min(0)
+
+    def tangent(self, reference: Tensor, change: Tensor) -> Tensor:
+        """Returns a small change of the outputs in coordinates in which squared length is twice the divergence.
+
+        A row's squared length approximates `2 divergence(reference, reference + change)`, and the product of two
+        changes' rows is what they add to each other's divergence.
+
+        Default: of the default divergence, `sqrt(p) (change - E_p change)` with `p` the softmax of the reference, over
+        the square root of the number of rows between: products are those of the Fisher metric `diag p - p p'`. A task
+        that overrides `divergence` need not override this: its second derivative is then used instead.
+
+        Args:
+            reference: Outputs, shape `(samples, ..., classes)`.
+            change: What is added to them, same shape.
+
+        Returns:
+            Shape `(samples, coordinates)`.
+        """
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        p, change = reference.to(dtype).softmax(-1), change.to(dtype)
+        rows = math.prod(p.shape[1:-1])
+        return (p.sqrt() * (change - (p * change).sum(-1, keepdim=True)) / math.sqrt(rows)).flatten(1)
+
+    def targets(self, batch: Any, outputs: Tensor) -> Tensor | None:
+        """Returns the class that every row of logits should score highest; None where outputs are no logits.
+
+        Forecasts of a policy's outputs are judged by it. Default: the last element of a `(inputs..., target)` batch if
+        it holds one integer per row, else the classes that the float model itself scores highest.
+
+        Args:
+            batch: The batch.
+            outputs: What the float model returns for it, shape `(samples, ..., classes)`.
+
+        Returns:
+            Shape `(samples, ...)`; a number that is no class leaves the row out.
+        """
+        labels = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        if isinstance(labels, Tensor) and labels.shape == outputs.shape[:-1] and labels.dtype in INTEGERS:
+            return labels.to(outputs.device)
+        return outputs.argmax(-1)
 
     def training_batches(self, epoch: int) -> Iterable[Any]:
         """Yields batches to fine-tune on, in an order that depends on `epoch` alone.

@@ -146,6 +146,10 @@ class Text(Task):
         predicted, actual = outputs[:, :-1].float(), batch[:, 1:].to(outputs.device)
         return F.cross_entropy(predicted.transpose(1, 2), actual, reduction="none").double().mean(1)
 
+    def targets(self, batch: Tensor, outputs: Tensor) -> Tensor:
+        """Returns the token after each one, shape `(sequences, context)`; -1 after the last, which predicts none."""
+        return F.pad(batch[:, 1:], (0, 1), value=-1).to(outputs.device)
+
     def reduce(self, scores: np.ndarray) -> float:
         """Returns the perplexity, the exponential of the mean score."""
         return float(np.exp(scores.mean()))

@@ -1,0 +1,192 @@
+"""The one call that scores a space: whatever the settings ask for, once, kept for whoever asks the same again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from hwmodels import Precision
+from search.errors import DataError
+from search.files import write_json
+from search.quantize.simulate import QuantizedModel
+from search.sensitivity.choices import Base, Choice, choices_of
+from search.sensitivity.settings import BACKWARD, CURVATURE, DISTORTION, FORWARD, SensitivitySettings
+from search.sensitivity.table import SensitivityTable
+from search.space import SearchSpace
+from search.tasks.task import Task
+
+if TYPE_CHECKING:
+    from search.sensitivity.cotangents import Kind
+
+TABLE = "sensitivity.npz"
+PARTIAL = "scoring"
+Progress = Callable[[int, int], None]
+
+
+def score_space(
+    task: Task,
+    simulated: QuantizedModel,
+    space: SearchSpace,
+    settings: SensitivitySettings | None = None,
+    directory: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
+    store: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> SensitivityTable:
+    """Scores every choice of a space on the calibration split, or finds the scores where they were kept.
+
+    Args:
+        task: Gives data, divergence and metric.
+        simulated: The network, calibrated.
+        space: What may be decided.
+        settings: What to score.
+        directory: Where the table is written, and parts of it while they come: what is there is not computed again.
+        made_from: Digests of model, data and quantizer, and whatever else tells whether scores apply.
+        store: Folder of the tables of all runs; one that was made from the same is taken from there.
+        progress: Called with the number of single choices scored and their total.
+
+    Raises:
+        DataError: If a score is not a number.
+    """
+    settings = settings or SensitivitySettings()
+    if directory and (directory / TABLE).is_file():
+        return SensitivityTable.load(directory / TABLE)
+    identity = identity_of(space, settings, made_from or {})
+    kept = store / digest_of(identity) if store else None
+    if kept and (kept / TABLE).is_file():
+        table = SensitivityTable.load(kept / TABLE)
+    else:
+        table = _score(task, simulated, space, settings, directory / PARTIAL if directory else None, progress)
+        if kept:
+            _keep(table, kept, identity)
+    if directory:
+        table.save(directory / TABLE)
+        shutil.rmtree(directory / PARTIAL, ignore_errors=True)
+    return table
+
+
+def identity_of(space: SearchSpace, settings: SensitivitySettings, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table is made from, as plain values: two tables with the same are the same."""
+    decisions = [
+        {"side": d.side, "layers": list(d.layers), "formats": list(map(str, d.formats))} for d in space.decisions
+    ]
+    return {"made_from": dict(made_from), "settings": asdict(settings), "decisions": decisions}
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """Name of the folder that keeps a table."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _keep(table: SensitivityTable, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Puts a table into the store, whole or not at all; where another run was faster, its table stays."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        table.save(aside / TABLE)
+        write_json(aside / "made_from.json", identity)
+        aside.rename(folder)
+    except OSError:
+        if not (folder / TABLE).is_file():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _score(
+    task: Task,
+    simulated: QuantizedModel,
+    space: SearchSpace,
+    settings: SensitivitySettings,
+    partial: Path | None,
+    progress: Progress,
+) -> SensitivityTable:
+    """Runs whatever the settings ask for, and puts it together."""
+    from search.sensitivity.backward import backward_scores
+    from search.sensitivity.forward import forward_scores
+
+    choices, base = choices_of(space), base_of(space, settings.base)
+    columns: dict[str, np.ndarray] = {}
+    interactions: dict[str, np.ndarray] = {}
+    superposition, linear, constant = None, None, 0.0
+    if settings.sweeps:
+        swept = forward_scores(
+            task,
+            simulated,
+            choices,
+            base,
+            width=settings.width,
+            seed=settings.seed,
+            directory=partial,
+            progress=progress,
+        )
+        found = {"kl": swept.kl, "loss": swept.loss, "drop": swept.drop}
+        columns |= _asked(task, settings, FORWARD, found) or {"kl": swept.kl}
+        columns.setdefault("kl", swept.kl)
+        linear, constant = (swept.linear, swept.constant) if base else (None, 0.0)
+        if "forward" in settings.interactions:
+            interactions["forward"] = swept.gram.mean
+        superposition = swept.superposition if settings.superposition else None
+    if settings.goes_backward:
+        gone = backward_scores(
+            task, simulated, choices, base, draws=settings.draws, seed=settings.seed, kind=cast("Kind", settings.drawn)
+        )
+        columns |= _asked(task, settings, BACKWARD, vars(gone))
+        if "backward" in settings.interactions:
+            interactions["backward"] = gone.gram.mean
+        if base and linear is None:
+            linear = gone.gradient
+    if set(settings.scores) & set(DISTORTION):
+        from search.sensitivity.distortion import distortion
+
+        columns |= _asked(task, settings, DISTORTION, vars(distortion(task, simulated, choices)))
+    if set(settings.scores) & set(CURVATURE):
+        from search.sensitivity.curvature import curvature
+
+        asked = [name for name in CURVATURE if name in settings.scores]
+        columns |= curvature(task, simulated, choices, asked, probes=settings.probes, seed=settings.seed)
+    simulated.apply({})
+    _check_finite(columns, choices)
+    ordered = {name: columns.pop(name) for name in settings.scores if name in columns} | columns
+    return SensitivityTable(ordered, interactions, superposition, linear, constant, settings.predictor)
+
+
+def base_of(space: SearchSpace, precision: str) -> Base:
+    """The policy that gives every layer one precision, weight-only layers a float input; empty for float."""
+    parsed = Precision.parse(precision)
+    if parsed == Precision():
+        return {}
+    return {layer: space.precision_of(layer, parsed) for unit in space.units for layer in unit.layers}
+
+
+def _asked(
+    task: Task, settings: SensitivitySettings, names: tuple[str, ...], found: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The columns among `names` that the settings ask for.
+
+    Raises:
+        DataError: If the task cannot give one of them.
+    """
+    asked = {name: found[name] for name in names if name in settings.scores}
+    for name, column in asked.items():
+        if column is None:
+            needed = "a `loss` with labels" if name in ("loss", "gradient") else "a score per sample"
+            raise DataError(f"sensitivity.scores: {name} needs {needed}, which task {task.name} does not have")
+    return asked
+
+
+def _check_finite(columns: Mapping[str, np.ndarray], choices: tuple[Choice, ...]) -> None:
+    for name, column in columns.items():
+        wrong = np.flatnonzero(np.isnan(column))
+        if len(wrong):
+            raise DataError(
+                f"the score {name} is not a number with {choices[wrong[0]]}; "
+                "the model's outputs on the calibration split must be finite"
+            )

@@ -1,0 +1,114 @@
+"""Predictors as sources of candidates: what each holds for the best policies within limits, and along a whole front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from search.assignment import assignment_problem, selection_points, unit_choice_matrix
+from search.pricing import Pricing
+from search.sensitivity.choices import starts_of
+from search.sensitivity.settings import AUTO, SUPERPOSITION
+from search.sensitivity.table import PREFERRED, SensitivityTable
+from search.solve.front import solve_front
+from search.solve.linear import near, solve
+from search.solve.problem import Solution
+from search.solve.quadratic import near_quadratic, solve_quadratic
+from search.solve.superposition import search_superposition
+
+GENERATIONS = 2  # of a search on the superposition, and its random starts; measurements refine what it finds
+FALLBACK = "kl"  # besides the preferred predictors, what adds up
+
+
+class Forecaster:
+    """One predictor over one priced space.
+
+    Attributes:
+        name: The predictor's name.
+        problem: What it forecasts and what choices cost, as the solvers take it.
+    """
+
+    def __init__(self, name: str, table: SensitivityTable, pricing: Pricing, seed: int = 0) -> None:
+        self.name = name
+        self._table = table
+        self._space = pricing.space
+        self._starts = starts_of(pricing.space)
+        self._seed = seed
+        self.problem = assignment_problem(pricing, *table.parts(name))
+
+    def losses(self, points: np.ndarray) -> np.ndarray:
+        """Forecasts the losses of points of the space, `(policies, decisions)` to `(policies,)`."""
+        return self._table.predict(points + self._starts, self.name)
+
+    def best(self, limits: Mapping[str, float], count: int) -> np.ndarray:
+        """The best `count` points within limits by its forecast, best first; fewer where there are no more."""
+        problem = self.problem
+        if problem.interactions is None:
+            first = solve(problem, limits)
+        else:
+            first = solve_quadratic(problem, limits, seed=self._seed, rounds=0)
+        if first is None:
+            return np.empty((0, len(self._space.decisions)), dtype=np.int64)
+        if self.name == SUPERPOSITION:
+            found = self._superpose(limits, [first], count)
+        elif count == 1:
+            found = [first]
+        elif problem.interactions is None:
+            found = [first, *near(problem, first, limits, count - 1)]
+        else:
+            found = [first, *near_quadratic(problem, first, limits, count - 1)]
+        return selection_points(self._space, found[:count])
+
+    def front(self, cost: str, count: int, limits: Mapping[str, float]) -> np.ndarray:
+        """Points along the front of its forecast against one cost, within limits, cheapest first."""
+        solutions = solve_front(self.problem, cost, count, limits, seed=self._seed)
+        if self.name == SUPERPOSITION:
+            within = ({**limits, cost: solution.costs[cost]} for solution in solutions)
+            solutions = [self._superpose(each, [s], 1, 0)[0] for each, s in zip(within, solutions, strict=True)]
+        return selection_points(self._space, solutions)
+
+    def _superpose(
+        self, limits: Mapping[str, float], starts: list[Solution], count: int, generations: int = GENERATIONS
+    ) -> list[Solution]:
+        """The best of what a search from `starts` finds on predicted outputs."""
+        kept = self._table.superposition
+        assert kept is not None
+        seen = kept.seen_by(kept.reading)
+        return search_superposition(
+            self.problem,
+            seen.base,
+            self._unit_changes,
+            seen.targets,
+            kept.reading,
+            limits,
+            starts=[solution.choices for solution in starts],
+            keep=count,
+            restarts=generations,
+            generations=generations,
+            rng=np.random.default_rng(self._seed),
+        )
+
+    @cached_property
+    def _unit_changes(self) -> np.ndarray:
+        """What every choice of every unit changes in the outputs, shape `(choices of all units, rows, outputs)`."""
+        kept = self._table.superposition
+        assert kept is not None
+        changes = kept.seen_by(kept.reading).changes
+        made = unit_choice_matrix(self._space).astype(np.float32) @ changes.reshape(len(changes), -1)
+        return np.asarray(made).reshape(-1, *changes.shape[1:])
+
+
+def forecasters(table: SensitivityTable, pricing: Pricing, seed: int = 0) -> list[Forecaster]:
+    """One forecaster for the predictor that the settings name; where they leave it open, the best of every kind."""
+    if table.predictor != AUTO:
+        names = [table.predictor]
+    else:
+        names = [name for name in PREFERRED if name in table.predictors and not _is_scaled_too(name, table)]
+        names += [name for name in table.columns if name == FALLBACK or not names][:1]
+    return [Forecaster(name, table, pricing, seed) for name in names]
+
+
+def _is_scaled_too(name: str, table: SensitivityTable) -> bool:
+    return f"{name}_scaled" in table.predictors
