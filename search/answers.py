@@ -29,6 +29,10 @@ from search.strategies.neighbourhood import stacked
 from search.strategies.solver import COARSE, RUNNERS_UP
 from search.strategies.surrogate import Surrogate
 
+MEASURED = 3
+FORECASTS = 5
+"""Answers that are shown of each kind."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -74,6 +78,11 @@ class Resolved:
     primary_cost: str
     answers: tuple[Answer, ...]
 
+    @property
+    def open(self) -> list[Policy]:
+        """The policies that were not measured, best forecast first."""
+        return [answer.policy for answer in self.answers if not answer.is_measured]
+
     def save(self, folder: Path) -> Path:
         """Writes `resolved.json` to a folder."""
         record = {
@@ -86,7 +95,9 @@ class Resolved:
         return write_json(folder / "resolved.json", record)
 
 
-def resolve(run: RunDirectory, budget: Budget, cost_model: CostModel, workload: Workload, count: int = 8) -> Resolved:
+def resolve(
+    run: RunDirectory, budget: Budget, cost_model: CostModel, workload: Workload, forecasts: int = FORECASTS
+) -> Resolved:
     """Answers a budget from a run's files.
 
     Args:
@@ -94,7 +105,7 @@ def resolve(run: RunDirectory, budget: Budget, cost_model: CostModel, workload: 
         budget: What the plan may cost.
         cost_model: The device.
         workload: Batch and threads.
-        count: At most so many answers.
+        forecasts: At most so many answers that were not measured, beside the best ones that were.
 
     Raises:
         DataError: If the run scored none, or measured nothing to forecast drops from.
@@ -126,13 +137,13 @@ def resolve(run: RunDirectory, budget: Budget, cost_model: CostModel, workload: 
         proposed = [source.front(primary, COARSE, free) for source in sources]
     candidates = stacked([seen, *proposed], len(space.decisions))
     mean, deviation = surrogate.posterior(candidates, _forecasts(sources, candidates))
-    known = {trial.digest: drop for trial, drop in zip(measured, drops, strict=True)}
+    seen_drops = {trial.digest: drop for trial, drop in zip(measured, drops, strict=True)}
     answers = []
     for point, forecast, spread in zip(candidates.tolist(), mean, deviation, strict=True):
         policy = space.decode(point)
         costs = pricing.costs(policy)
-        is_measured = policy.digest in known
-        drop = known.get(policy.digest, float(forecast))
+        is_measured = policy.digest in seen_drops
+        drop = seen_drops.get(policy.digest, float(forecast))
         if all(costs[name] <= limit for name, limit in limits.items()):
             answers.append(Answer(policy, drop, is_measured, 0.0 if is_measured else float(spread), costs))
     wanted = budget.quality_drop
@@ -142,8 +153,10 @@ def resolve(run: RunDirectory, budget: Budget, cost_model: CostModel, workload: 
             return (answer.drop, answer.costs[primary])
         return (max(answer.drop - wanted, 0.0), answer.costs[primary], answer.drop)
 
-    best = tuple(sorted(answers, key=rank)[:count])
-    return Resolved(run.path, cost_model.name, budget, limits, primary, best)
+    ranked = sorted(answers, key=rank)
+    open_ = [answer for answer in ranked if not answer.is_measured][:forecasts]
+    known = [answer for answer in ranked if answer.is_measured][:MEASURED]
+    return Resolved(run.path, cost_model.name, budget, limits, primary, tuple(sorted([*open_, *known], key=rank)))
 
 
 def pricing_of(run: RunDirectory, cost_model: CostModel, workload: Workload) -> Pricing:

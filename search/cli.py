@@ -126,7 +126,7 @@ def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
     """Answers a new question from a run's files; measures where that is asked for."""
     import re
 
-    from search.answers import resolve
+    from search.answers import FORECASTS, resolve
     from search.errors import ConfigError
     from search.progress import BarProgress, LineProgress
     from search.report import write_report
@@ -139,13 +139,13 @@ def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
         raise ConfigError(f"--measure {arguments.measure} must be at least 1")
     budget, cost_model, workload, configuration = question(run, arguments.overrides)
     folder = arguments.out or run.file("resolved") / re.sub(r"[^\w.=-]+", "_", " ".join(arguments.overrides))
-    resolved = resolve(run, budget, cost_model, workload)
+    count = arguments.measure or 0
+    resolved = resolve(run, budget, cost_model, workload, forecasts=max(count, FORECASTS))
     print_resolved(resolved, resolved.save(folder), console)
-    if arguments.measure:
-        count = arguments.measure
+    if count:
         progress = BarProgress(console, count) if console.is_terminal else LineProgress(console)
         try:
-            result = measure(run, configuration, count, folder, progress)
+            result = measure(run, configuration, resolved.open[:count], folder, progress)
         finally:
             progress.close()
         write_report(result.run)

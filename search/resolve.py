@@ -15,11 +15,12 @@ from search.config import build, compose, make_job
 from search.errors import ConfigError
 from search.job import Job, Result, settings
 from search.planning import identity
+from search.policy import Policy
 from search.progress import Progress
 from search.run import search
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import TABLE
-from search.strategies.solver import Solver
+from search.strategies.listed import Listed
 from search.trials import TrialLog
 
 GROUPS = ("budget", "hardware", "workload")
@@ -70,14 +71,14 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
 
 
 def measure(
-    run: RunDirectory, configuration: Any, evaluations: int, folder: Path, progress: Progress | None = None
+    run: RunDirectory, configuration: Any, policies: Sequence[Policy], folder: Path, progress: Progress | None = None
 ) -> Result:
-    """Searches on under a new budget in a run directory of its own, from the run's sensitivities and measurements.
+    """Measures policies under a new budget, in a run directory of its own, beside what the run measured already.
 
     Args:
         run: The run.
         configuration: What `question` returned.
-        evaluations: New measurements.
+        policies: What is measured.
         folder: The new run directory.
         progress: Where to show how far it is.
 
@@ -86,7 +87,9 @@ def measure(
     """
     if not isinstance(run.info()["config"].get("task"), Mapping):
         raise ConfigError("this run was made from Python and names no task; call search.find_plan with its run_dir")
-    job = replace(make_job(configuration, folder), strategy=Solver(evaluations=evaluations))
+    if "loop_repair" in run.info():
+        configuration.quantizer.repair = run.info()["loop_repair"]["repair"]
+    job = replace(make_job(configuration, folder), strategy=Listed(policies, max(len(policies), 1)))
     facts, held = identity(job), run.info()
     for key, name in (("model", "model"), ("data_fingerprint", "data")):
         if facts[key] != held[key]:

@@ -9,7 +9,7 @@ external/*.json. All plans are judged on the report split, by the drop against f
 `repaired` is the same plan after `recover=batch_norm`. `first` is the metric on the report split's first 2,000 samples,
 which `own`, what a tool measured in its own simulation, refers to.
 
-Writes plans_NETWORK.csv; rows of other repairs stay. Measurements are kept in runs/, so an interrupted run goes on.
+Adds rows to plans_NETWORK.csv, or replaces them. Measurements are kept in runs/, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from search.trials import Trial
 HERE = Path(__file__).parent
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0)
 EVALUATIONS = (0, 10, 40)
+KEY = ["network", "repair", "source", "budget", "evaluations"]
 
 
 @dataclass
@@ -145,8 +146,8 @@ def main() -> None:
         rows.append({"network": bench.name, "repair": options.repair, **name, **judged(bench, evaluator, policy)})
         print(line(rows[-1]), flush=True)
     path = HERE / f"plans_{bench.name}.csv"
-    earlier = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["repair"])
-    table = pd.concat([earlier[earlier["repair"] != options.repair], pd.DataFrame(rows)])
+    earlier = [pd.read_csv(path)] if path.is_file() else []
+    table = pd.concat([*earlier, pd.DataFrame(rows)]).drop_duplicates(KEY, keep="last")
     write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 

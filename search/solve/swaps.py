@@ -162,7 +162,7 @@ class Swaps:
         batches = [self._alone(every[first : first + rows]) for first in range(0, len(every), rows)]
         batches += [self._together(link) for link in range(len(self._links))]
         found: list[tuple[float, Choices]] = []
-        for moves in batches:
+        for moves in filter(len, batches):
             gains = self._gains(moves)
             gains[:, self.at[1:]] = np.inf  # the same as the column of the first unit: a partner that stays
             most = min(2 * count, gains.size)  # pairs of single moves come twice

@@ -106,17 +106,17 @@ class Study:
         if not fresh:
             return np.empty((0, len(space.decisions)), dtype=np.int64)
         points = np.array(fresh)
-        for at in np.argsort(-self._promise(points), kind="stable"):
+        for at in self._ranked(points):
             if objective.is_feasible(space.decode(points[at].tolist())):
                 return points[[at]]
         return points[:0]
 
-    def _promise(self, points: np.ndarray) -> np.ndarray:
-        """What is expected to be won by measuring each point; the more the better."""
+    def _ranked(self, points: np.ndarray) -> np.ndarray:
+        """Indices of the points that are worth measuring, the most promising first."""
         forecasts = self._forecasts(points)
         measured = [number for number, trial in enumerate(self._trials) if trial.is_measured]
         if not measured:
-            return -forecasts[:, 0]
+            return np.argsort(forecasts[:, 0], kind="stable")
         objective, trials = self._objective, [self._trials[number] for number in measured]
         seen = np.array([self._points[number] for number in measured])
         limit = objective.quality_drop
@@ -124,12 +124,12 @@ class Study:
         surrogate = Surrogate.fit(seen, self._forecasts(seen), losses)
         mean, deviation = surrogate.posterior(points, forecasts)
         if limit is None:
-            return expected_improvement(mean, deviation, float(losses.min()))
+            return np.lexsort((mean, -expected_improvement(mean, deviation, float(losses.min()))))
         costs = objective.pricing.totals(points)[objective.primary_cost]
         allowed = [objective.primary(trial) for trial, loss in zip(trials, losses, strict=True) if loss <= limit]
         saved = np.maximum(min(allowed) - costs, 0) if allowed else np.ones(len(points))
-        promise: np.ndarray = saved * chance_below(mean, deviation, limit)
-        return promise
+        order = np.lexsort((mean, -saved * chance_below(mean, deviation, limit)))
+        return order[saved[order] > 0]
 
     def _forecasts(self, points: np.ndarray) -> np.ndarray:
         """What every predictor foretells, shape `(policies, predictors)`."""

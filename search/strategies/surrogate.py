@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 RIDGE = 1.0  # measurements that the belief in all predictors alike weighs as much as
 NOISE = 0.05  # share of the residuals' variance that is peculiar to a policy
+DOUBT = 0.1  # least standard deviation of residuals, in standard deviations of the losses
 REACH = 0.15  # share of the decisions over which residuals lose all but 1/e of their likeness
 
 
@@ -55,13 +56,14 @@ class Surrogate:
         centre, spread = forecasts.mean(0), forecasts.std(0)
         spread = np.where(spread > 0, spread, np.maximum(np.abs(centre), 1e-12))
         scaled = (forecasts - centre) / spread
-        alike = max(float(losses.std()), 1e-12) / predictors
+        scale = float(losses.std()) or float(np.abs(losses).max()) or 1.0
+        alike = scale / predictors
         design = np.concatenate([scaled, np.sqrt(RIDGE) * np.eye(predictors)])
         wanted = np.concatenate([losses - losses.mean(), np.full(predictors, np.sqrt(RIDGE) * alike)])
         slopes, _ = nnls(design, wanted)
         weights = np.concatenate([[losses.mean()], slopes])
         residuals = losses - weights[0] - scaled @ slopes
-        deviation = float(np.sqrt(np.mean(residuals**2))) or alike
+        deviation = max(float(np.sqrt(np.mean(residuals**2))), DOUBT * scale)
         precision = np.linalg.inv(likeness(points, points) + NOISE * np.eye(count))
         return cls(points, centre, spread, weights, precision @ residuals, precision, deviation)
 
