@@ -260,6 +260,12 @@ def identity_rows(about: Mapping[str, Any], plan: Plan) -> Rows:
             for name, found in about.get("rank_correlations", {}).items()
         )
         or "not available",
+        "repair of every choice": plan.quantizer["repair"],
+        "predicted optimum at the budget, proved": "; ".join(
+            f"{name} {'exact' if not found['gap'] else 'to ' + format(found['gap'], '.1%')}"
+            for name, found in about.get("proofs", {}).items()
+        )
+        or "not available",
         "seed": str(about["seed"]),
         "model": about["model"]["name"],
         "model fingerprint": about["model"]["fingerprint"],

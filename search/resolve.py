@@ -11,7 +11,7 @@ from typing import Any
 from hwmodels import CostModel, Workload
 from search.answers import pricing_of
 from search.budget import Budget
-from search.config import build, compose, make_job
+from search.config import build, compose, explain, make_job
 from search.errors import ConfigError
 from search.job import Job, Result, settings
 from search.planning import identity
@@ -37,7 +37,9 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
     Raises:
         ConfigError: If something else is overridden, or no budget is named.
     """
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
         group = override.partition("=")[0].split(".")[0]
@@ -51,7 +53,10 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
     held = run.info()["config"]
     if isinstance(held["hardware"], str) and not any(override.startswith("hardware") for override in overrides):
         overrides = [f"hardware={held['hardware']}", *overrides]  # a run made from Python names its device only
-    composed = compose(overrides)
+    try:
+        composed = compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
     asked = {override.partition("=")[0].split(".")[0] for override in overrides}
     merged = OmegaConf.create(dict(held))
     for group in GROUPS:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 
 from hwmodels import Precision
-from search.assignment import check_feasible
+from search.assignment import check_feasible, variable_limits
 from search.errors import BitplanError
 from search.front import compose_front, front_table, rank_correlation, rank_correlations
 from search.job import Job, Result
@@ -31,6 +31,7 @@ from search.rundir import RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
+from search.strategies.forecaster import proofs
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
 from search.trials import Trial, TrialLog
@@ -161,6 +162,9 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         limits=limits,
         primary_cost=objective.primary_cost,
         rank_correlation=rank_correlation(log.trials),
+        proofs=proofs(objective.sensitivity, pricing, variable_limits(pricing, limits))
+        if limits and objective.is_scored
+        else {},
         rank_correlations=rank_correlations(objective, log.trials),
     )
     return Result(plan, front, run)

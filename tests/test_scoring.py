@@ -200,6 +200,8 @@ def test_a_loss_without_labels_is_refused() -> None:
         ({"interactions": ["pairs"]}, "sensitivity.interactions: pairs is unknown"),
         ({"predictor": "fisher"}, "sensitivity.predictor=fisher is not scored"),
         ({"predictor": "forwards"}, "did you mean .forward"),
+        ({"pairs": [["stem"]]}, "must name two layers"),
+        ({"pairs": [["stem", "head"]], "interactions": []}, "needs the interactions of all other pairs"),
         ({"draws": 0}, "sensitivity.draws=0 must be at least 1"),
         ({"base": "int99"}, "sensitivity.base"),
         ({"scores": [], "interactions": [], "superposition": False}, "asks for nothing"),
@@ -210,6 +212,28 @@ def test_settings_that_cannot_be_used_are_refused(given: dict, message: str) -> 
         SensitivitySettings(**given)
 
 
+def test_named_pairs_are_measured(bench: Bench) -> None:
+    table = bench.scores(settings=SensitivitySettings(pairs=[["stem", "left"]]))
+    choices, (scores, form) = choices_of(bench.space), table.parts("measured")
+    _, estimated = table.parts("forward_scaled")
+    p = softmax(logits(bench, {}), axis=1)
+    measured = 0
+    for first, one in enumerate(choices):
+        for second, other in enumerate(choices):
+            named = {one.decision.name, other.decision.name} == {"stem", "left"}
+            if not named or one.is_in({}) or other.is_in({}):
+                assert form[first, second] == estimated[first, second]
+                continue
+            q = softmax(logits(bench, other.on(one.on({}))), axis=1)
+            forecast = (form[first, first] + form[second, second]) / 2 + form[first, second]
+            assert forecast == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-3, abs=1e-6)
+            measured += 1
+    assert measured == 8
+    assert not scores.any()
+    with pytest.raises(ConfigError, match=r"no layer or tensor is decided under the name 'lift'.*left"):
+        bench.scores(settings=SensitivitySettings(pairs=[["stem", "lift"]]))
+
+
 def test_an_unknown_predictor_names_those_there_are(table: SensitivityTable) -> None:
-    with pytest.raises(ConfigError, match="predictor kll was not scored.*kl"):
+    with pytest.raises(ConfigError, match=r"predictor kll was not scored.*kl"):
         table.parts("kll")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hwmodels import Precision
-from search.errors import DataError
+from search.errors import ConfigError, DataError, closest
 from search.files import write_json
 from search.quantize.simulate import QuantizedModel
 from search.sensitivity.choices import Base, Choice, choices_of
-from search.sensitivity.settings import BACKWARD, CURVATURE, DISTORTION, FORWARD, SensitivitySettings
+from search.sensitivity.gram import scaled
+from search.sensitivity.pairs import pair_divergences
+from search.sensitivity.settings import BACKWARD, CURVATURE, DISTORTION, FORWARD, MEASURED, SensitivitySettings
 from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace
 from search.tasks.task import Task
@@ -152,10 +155,57 @@ def _score(
 
         asked = [name for name in CURVATURE if name in settings.scores]
         columns |= curvature(task, simulated, choices, asked, probes=settings.probes, seed=settings.seed)
+    if settings.pairs:
+        estimated = scaled(interactions[settings.interactions[0]], _curvature(columns["kl"], linear))
+        interactions[MEASURED] = _with_pairs(task, simulated, space, settings.pairs, base, estimated)
     simulated.apply({})
     _check_finite(columns, choices)
     ordered = {name: columns.pop(name) for name in settings.scores if name in columns} | columns
     return SensitivityTable(ordered, interactions, superposition, linear, constant, settings.predictor)
+
+
+def _curvature(kl: np.ndarray, linear: np.ndarray | None) -> np.ndarray:
+    """What single choices cost beyond first order, at least 0."""
+    beyond: np.ndarray = kl if linear is None else np.maximum(kl - linear, 0)
+    return beyond
+
+
+def _with_pairs(
+    task: Task,
+    simulated: QuantizedModel,
+    space: SearchSpace,
+    named: Sequence[Sequence[str]],
+    base: Base,
+    estimated: np.ndarray,
+) -> np.ndarray:
+    """Interactions in which those of the named pairs are measured, all joint choices of them."""
+    choices, form = choices_of(space), estimated.copy()
+    pairs = [
+        (int(first), int(second))
+        for pair in named
+        for first, second in itertools.product(*(_positions_of(space, name) for name in pair))
+        if not (choices[first].is_in(base) or choices[second].is_in(base))
+    ]
+    found = pair_divergences(task, simulated, choices, pairs, base)
+    for (first, second), interaction in zip(pairs, found, strict=True):
+        form[first, second] = form[second, first] = interaction
+    return form
+
+
+def _positions_of(space: SearchSpace, name: str) -> list[int]:
+    """Positions of the choices of the decision called `name`: a layer's weight, or a tensor.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = [at for at, choice in enumerate(choices_of(space)) if choice.decision.name == name]
+    if not found:
+        names = [decision.name for decision in space.decisions]
+        raise ConfigError(
+            f"sensitivity.pairs: no layer or tensor is decided under the name {name!r}{closest(name, names)}; "
+            f"there are {', '.join(names)}"
+        )
+    return found
 
 
 def base_of(space: SearchSpace, precision: str) -> Base:

@@ -15,6 +15,7 @@ CURVATURE = ("hessian_trace", "hessian_eigenvalue")
 SCORES = (*FORWARD, *BACKWARD, *DISTORTION, *CURVATURE)
 """Scores of single choices; a group for each thing that computes them."""
 
+MEASURED = "measured"  # interactions of which some pairs were measured
 INTERACTIONS = ("forward", "backward")
 """Estimators of the quadratic form over pairs of choices."""
 
@@ -24,7 +25,7 @@ SCALED = "_scaled"
 """Ending of an estimator's name: scaled to the measured divergence of single choices."""
 
 SUPERPOSITION = "superposition"
-PREDICTORS = (*SCORES, *INTERACTIONS, *(name + SCALED for name in INTERACTIONS), SUPERPOSITION)
+PREDICTORS = (*SCORES, *INTERACTIONS, *(name + SCALED for name in INTERACTIONS), MEASURED, SUPERPOSITION)
 AUTO = "auto"
 
 
@@ -42,6 +43,8 @@ class SensitivitySettings:
         superposition: Whether the output changes of single choices are kept, to add them up.
         predictor: What the solver forecasts with: one of the scores, interactions (also ending in `_scaled`) or
             `superposition`; `auto` lets measurements decide.
+        pairs: Pairs of layers or tensors, such as `[[conv1, conv2]]`, all of whose joint choices are measured: together
+            with the scaled interactions of all others they make the predictor `measured`.
         base: Precision of all layers from which choices are told apart: `float`, or such as `int4/uint8`.
         drawn: What backward passes start from: `labels` drawn from the model's own softmax, or random `signs` in the
             coordinates in which the divergence is half a squared length: the same on average, with less scatter.
@@ -55,6 +58,7 @@ class SensitivitySettings:
     interactions: list[str] = field(default_factory=lambda: ["forward"])
     superposition: bool = True
     predictor: str = AUTO
+    pairs: list[list[str]] | None = None
     base: str = "float"
     drawn: str = "signs"
     draws: int = 4
@@ -75,6 +79,13 @@ class SensitivitySettings:
             Precision.parse(self.base)
         except ValueError as error:
             raise ConfigError(f"sensitivity.base: {error}") from error
+        for pair in self.pairs or []:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ConfigError(f"sensitivity.pairs: {pair} must name two layers or tensors, such as [conv1, conv2]")
+        if self.pairs and not self.interactions:
+            raise ConfigError(
+                "sensitivity.pairs needs the interactions of all other pairs: name sensitivity.interactions"
+            )
         if not self.predictors:
             raise ConfigError("sensitivity asks for nothing: name at least one of scores, interactions, superposition")
         if self.predictor != AUTO and self.predictor not in self.predictors:
@@ -86,7 +97,8 @@ class SensitivitySettings:
     @property
     def sweeps(self) -> bool:
         """Whether the forward sweep is needed."""
-        return self.superposition or "forward" in self.interactions or bool(set(self.scores) & set(FORWARD))
+        asked = {*self.scores, *self.interactions} & {*FORWARD, "forward"}
+        return bool(self.superposition or self.pairs or asked)
 
     @property
     def goes_backward(self) -> bool:
@@ -97,7 +109,8 @@ class SensitivitySettings:
     def predictors(self) -> tuple[str, ...]:
         """Names of the predictors that what is asked for gives."""
         scaled = [name + SCALED for name in self.interactions] if self.sweeps else []
-        return (*self.scores, *self.interactions, *scaled, *([SUPERPOSITION] if self.superposition else []))
+        measured = [MEASURED] if self.pairs else []
+        return (*self.scores, *self.interactions, *scaled, *measured, *([SUPERPOSITION] if self.superposition else []))
 
 
 def _check(key: str, name: str, allowed: Sequence[str]) -> None:

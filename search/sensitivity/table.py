@@ -13,14 +13,14 @@ from search.errors import ConfigError, closest
 from search.files import replacing
 from search.sensitivity.choices import choices_of
 from search.sensitivity.gram import scaled
-from search.sensitivity.settings import AUTO, SCALED, SUPERPOSITION
+from search.sensitivity.settings import AUTO, MEASURED, SCALED, SUPERPOSITION
 from search.sensitivity.superposition import Superposition
 from search.space import SearchSpace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PREFERRED = (SUPERPOSITION, "forward" + SCALED, "backward" + SCALED, "forward", "backward")
+PREFERRED = (SUPERPOSITION, MEASURED, "forward" + SCALED, "backward" + SCALED, "forward", "backward")
 """Predictors from the one that did best in `experiments/interactions` down; scores that only add up come after."""
 
 
@@ -30,8 +30,9 @@ class SensitivityTable:
 
     Attributes:
         columns: Scores that add up, by name, each of shape `(choices,)`.
-        interactions: Quadratic forms by the name of their estimator, each symmetric and positive semidefinite, of shape
-            `(choices, choices)`: half the sum over all ordered pairs of what a policy chooses forecasts its loss.
+        interactions: Quadratic forms by the name of their estimator, each symmetric, of shape `(choices, choices)`:
+            half the sum over all ordered pairs of what a policy chooses forecasts its loss. All are positive
+            semidefinite, but for `measured`, of which some entries are what pairs truly did.
         superposition: The output changes of single choices, where they were kept.
         linear: What each choice adds to the loss to first order; zero where choices are told apart from float.
         constant: Loss of the base itself; zero for float.
@@ -48,7 +49,8 @@ class SensitivityTable:
     @property
     def predictors(self) -> tuple[str, ...]:
         """Names of everything that can forecast."""
-        scaled_too = [name + SCALED for name in self.interactions] if "kl" in self.columns else []
+        estimated = [name for name in self.interactions if name != MEASURED]
+        scaled_too = [name + SCALED for name in estimated] if "kl" in self.columns else []
         return (*self.columns, *self.interactions, *scaled_too, *([SUPERPOSITION] if self.superposition else []))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import numpy as np
 from search.assignment import assignment_problem, selection_points, unit_choice_matrix
 from search.pricing import Pricing
 from search.sensitivity.choices import starts_of
-from search.sensitivity.settings import AUTO, SUPERPOSITION
+from search.sensitivity.settings import AUTO, MEASURED, SUPERPOSITION
 from search.sensitivity.table import PREFERRED, SensitivityTable
 from search.solve.front import solve_front
 from search.solve.linear import near, solve
@@ -61,6 +62,15 @@ class Forecaster:
             found = [first, *near_quadratic(problem, first, limits, count - 1)]
         return selection_points(self._space, found[:count])
 
+    def proved(self, limits: Mapping[str, float], seconds: float) -> Solution | None:
+        """The optimum of its forecast within limits, as far as it is proved in that time; None where there is none.
+
+        What a superposition foretells has no bound; nor have interactions of which some were measured.
+        """
+        if self.name in (SUPERPOSITION, MEASURED):
+            return None
+        return solve_quadratic(self.problem, limits, seed=self._seed, seconds=seconds)
+
     def front(self, cost: str, count: int, limits: Mapping[str, float]) -> np.ndarray:
         """Points along the front of its forecast against one cost, within limits, cheapest first."""
         solutions = solve_front(self.problem, cost, count, limits, seed=self._seed)
@@ -98,6 +108,33 @@ class Forecaster:
         changes = kept.seen_by(kept.reading).changes
         made = unit_choice_matrix(self._space).astype(np.float32) @ changes.reshape(len(changes), -1)
         return np.asarray(made).reshape(-1, *changes.shape[1:])
+
+
+def proofs(
+    table: SensitivityTable, pricing: Pricing, limits: Mapping[str, float], seconds: float = 3.0
+) -> dict[str, dict[str, float]]:
+    """How far the optimum of every forecaster is proved, by its name: its `score`, a `bound` on all others, the `gap`.
+
+    Args:
+        table: The sensitivities.
+        pricing: The space and its prices.
+        limits: What policies may cost, without what no choice changes.
+        seconds: Time limit of each proof.
+    """
+    found = {source.name: source.proved(limits, seconds) for source in forecasters(table, pricing)}
+    return {
+        name: {"score": solution.score, "bound": solution.bound, "gap": gap_of(solution)}
+        for name, solution in found.items()
+        if solution and math.isfinite(solution.bound)
+    }
+
+
+def gap_of(solution: Solution) -> float:
+    """By which share of its score a solution may be above the optimum."""
+    if solution.optimal:
+        return 0.0
+    above = max(solution.score - solution.bound, 0.0)
+    return above / abs(solution.score) if above else 0.0
 
 
 def forecasters(table: SensitivityTable, pricing: Pricing, seed: int = 0) -> list[Forecaster]:
