@@ -126,7 +126,11 @@ class RunDirectory:
     def write_network(self, network: Network) -> None:
         """Writes network.json and layers.json."""
         write_json(self.file("network.json"), network.to_dict())
-        write_json(self.file("layers.json"), network.to_rows())
+        self.write_layers(network.to_rows())
+
+    def write_layers(self, rows: list[dict[str, Any]]) -> None:
+        """Writes layers.json."""
+        write_json(self.file("layers.json"), rows)
 
     def network(self) -> Network:
         """The network as it was traced.

@@ -28,9 +28,9 @@ ORDER = (
         "quantize",
         "budget",
     ),
-    *("pricing", "trials", "quality", "solve", "pareto", "sensitivity", "assignment", "objective", "strategies", "recover", "plan"),
-    *("rundir", "job", "front", "planning", "progress", "run", "backends", "figures", "portrait", "answers", "terminal", "report"),
-    *("config", "tracking", "resolve", "api", "app", "cli", "__main__"),
+    *("pricing", "trials", "quality", "solve", "pareto", "sensitivity", "assignment", "objective", "strategies"),
+    *("recover", "plan", "rundir", "job", "front", "planning", "progress", "run", "backends", "figures", "portrait"),
+    *("answers", "terminal", "report", "config", "tracking", "resolve", "api", "app", "cli", "__main__"),
 )
 ALONE = ("solve", "pareto")
 HEAVY = (

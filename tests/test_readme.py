@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from search.budget import Budget
+from search.cli import parser
 from search.config import compose, plain
 from search.job import RecoverSettings, SpaceSettings, settings
 from search.quantize.settings import QuantizerSettings
+from search.sensitivity.settings import SensitivitySettings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -47,12 +49,17 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", REFERENCE, ids=" ".join)
 def test_every_search_of_the_reference_composes(command: list[str]) -> None:
-    assert command[:2] == ["bitplan", "search"]
+    assert command[0] == "bitplan"
+    if command[1] == "resolve":
+        command = [*command[:2], *parser().parse_args(command[1:]).overrides]
+    else:
+        assert command[1] == "search"
     words = [word for word in command[2:] if not word.startswith(("-", "hydra/", "job"))]
     if "-m" in command:
         words = [word.split(",")[0] for word in words]
     values = plain(compose(words))
     settings(SpaceSettings, values["space"], "space")
+    settings(SensitivitySettings, values["sensitivity"], "sensitivity")
     settings(QuantizerSettings, values["quantizer"], "quantizer")
     settings(RecoverSettings, values["recover"], "recover")
     settings(Budget, values["budget"], "budget")

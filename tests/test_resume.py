@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 SETTINGS = ["tracking=none", "strategy.evaluations=12", "space.weight=[int2,int4,int8]", "space.input=[uint4,uint8]"]
-LOGS = ("sensitivity.jsonl", "trials.jsonl", "report.jsonl")
+SCORING = "scoring"  # a folder with one file for every choice scored
+LOGS = ("trials.jsonl", "report.jsonl")
 
 
 def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "search", *SETTINGS, *more, f"run_dir={run_dir}"]
+    command = [sys.executable, "-m", "search", *SETTINGS, *more, f"run_dir={run_dir}", f"run_root={run_dir.parent}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -31,10 +32,15 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def scored(run_dir: Path) -> list[Path]:
+    """What has been scored."""
+    return list((run_dir / SCORING).glob("[!.]*.npz"))
+
+
 def kill_when(run_dir: Path, log: str, count: int) -> None:
-    """Sends SIGKILL as soon as `log` has `count` lines."""
+    """Sends SIGKILL as soon as `log` has `count` lines, or the folder of scores as many files."""
     process = start(run_dir)
-    while len(lines(run_dir / log)) < count:
+    while len(scored(run_dir) if log == SCORING else lines(run_dir / log)) < count:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
@@ -51,7 +57,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_again_and_again_it_ends_with_the_same_plan(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done: dict[str, list[str]] = {log: [] for log in LOGS}
-    for log, count in (("sensitivity.jsonl", 4), ("trials.jsonl", 1), ("trials.jsonl", 7), ("report.jsonl", 3)):
+    kill_when(run_dir, SCORING, 4)
+    for log, count in (("trials.jsonl", 1), ("trials.jsonl", 7), ("report.jsonl", 3)):
         kill_when(run_dir, log, count)
         for name in LOGS:
             now = [line for line in lines(run_dir / name) if line.endswith("}")]
