@@ -68,7 +68,7 @@ def test_a_limit_that_nothing_keeps_has_no_best_point(bench: Bench, table: Sensi
 
 def test_the_table_says_who_forecasts(bench: Bench, table: SensitivityTable) -> None:
     several = [source.name for source in forecasters(table, bench.pricing)]
-    assert several == ["superposition", "forward_scaled", "backward_scaled", "kl"]
+    assert several == ["forward_scaled", "superposition", "backward_scaled", "kl"]
     for name in PREDICTORS:
         assert [source.name for source in forecasters(replace(table, predictor=name), bench.pricing)] == [name]
     plain = replace(table, interactions={}, superposition=None)

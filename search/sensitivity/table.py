@@ -20,7 +20,7 @@ from search.space import SearchSpace
 if TYPE_CHECKING:
     import pandas as pd
 
-PREFERRED = (SUPERPOSITION, MEASURED, "forward" + SCALED, "backward" + SCALED, "forward", "backward")
+PREFERRED = (MEASURED, "forward" + SCALED, SUPERPOSITION, "backward" + SCALED, "forward", "backward")
 """Predictors from the one that did best in `experiments/interactions` down; scores that only add up come after."""
 
 
