@@ -9,13 +9,15 @@ from functools import cached_property
 import numpy as np
 
 from search.assignment import assignment_problem, selection_points, unit_choice_matrix
+from search.errors import InfeasibleError
 from search.pricing import Pricing
 from search.sensitivity.choices import starts_of
 from search.sensitivity.settings import AUTO, MEASURED, SUPERPOSITION
 from search.sensitivity.table import PREFERRED, SensitivityTable
 from search.solve.front import solve_front
-from search.solve.linear import near, solve
+from search.solve.linear import near
 from search.solve.problem import Solution
+from search.solve.program import NotFoundError
 from search.solve.quadratic import near_quadratic, solve_quadratic
 from search.solve.superposition import search_superposition
 
@@ -44,12 +46,16 @@ class Forecaster:
         return self._table.predict(points + self._starts, self.name)
 
     def best(self, limits: Mapping[str, float], count: int) -> np.ndarray:
-        """The best `count` points within limits by its forecast, best first; fewer where there are no more."""
+        """The best `count` points within limits by its forecast, best first; fewer where there are no more.
+
+        Raises:
+            InfeasibleError: If the solver gives up before it finds any.
+        """
         problem = self.problem
-        if problem.interactions is None:
-            first = solve(problem, limits)
-        else:
+        try:
             first = solve_quadratic(problem, limits, seed=self._seed, rounds=0)
+        except NotFoundError as error:
+            raise InfeasibleError(f"no policy was found that keeps all limits of the budget: {error}") from error
         if first is None:
             return np.empty((0, len(self._space.decisions)), dtype=np.int64)
         if self.name == SUPERPOSITION:
