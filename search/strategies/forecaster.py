@@ -22,6 +22,7 @@ from search.solve.quadratic import near_quadratic, solve_quadratic
 from search.solve.superposition import search_superposition
 
 GENERATIONS = 2  # of a search on the superposition, and its random starts; measurements refine what it finds
+LARGEST = 2000  # choices of units, whose bound takes a matrix of that size to be inverted again and again
 FALLBACK = "kl"  # besides the preferred predictors, what adds up
 
 
@@ -71,9 +72,11 @@ class Forecaster:
     def proved(self, limits: Mapping[str, float], seconds: float) -> Solution | None:
         """The optimum of its forecast within limits, as far as it is proved in that time; None where there is none.
 
-        What a superposition foretells has no bound; nor have interactions of which some were measured.
+        What a superposition foretells has no bound; nor have interactions of which some were measured, or of more
+        choices than `LARGEST`.
         """
-        if self.name in (SUPERPOSITION, MEASURED):
+        is_large = self.problem.interactions is not None and sum(self.problem.sizes) > LARGEST
+        if is_large or self.name in (SUPERPOSITION, MEASURED):
             return None
         return solve_quadratic(self.problem, limits, seed=self._seed, seconds=seconds)
 
