@@ -92,9 +92,11 @@ def draw_plans(table: pd.DataFrame, path: Path) -> None:
             entries[source] = axis.scatter(part["budget"], part["drop"], c=style.INK, marker=marker, s=16, zorder=4)
         axis.axhline(0, color=style.INK, linewidth=0.8)
         axis.set_yscale("symlog", linthresh=0.003)
-        axis.sharey(axes[0])
         axis.set_title(f"{count:g} evaluations, repair {repair}", fontsize=style.NORMAL, color=style.INK)
         axis.set_xlabel("average weight bits", fontsize=style.NORMAL, color=style.INK)
+    low, high = table["drop"].min(), table["drop"].max()
+    for axis in axes:
+        axis.set_ylim(low - 0.001, 1.3 * high)
     axes[0].set_ylabel("drop of the metric (report split)", fontsize=style.NORMAL, color=style.INK)
     style.legend(figure, entries, columns=6)
     path.write_bytes(style.png(figure))
