@@ -19,25 +19,29 @@ from search.errors import DataError, InfeasibleError
 from search.plan import Plan
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import TABLE
+from search.strategies.base import Strategy
 from search.strategies.samplers import RandomSearch
 from search.strategies.solver import Solver
 
 SPACE = {"weight": ["int2", "int4", "int8"], "input": ["uint4", "uint8"], "ties": [["left", "right"]]}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    folder = tmp_path_factory.mktemp("finished") / "run"
+def searched_with(strategy: Strategy, share: float, folder: Path) -> RunDirectory:
     find_plan(
         TinyTask(),
         hardware="storage",
-        budget={"size_ratio": 0.3},
-        strategy=Solver(14),
+        budget={"size_ratio": share},
+        strategy=strategy,
         space=SPACE,
         quantizer={"repair": "none"},
         run_dir=folder,
     )
     return RunDirectory(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return searched_with(Solver(14), 0.3, tmp_path_factory.mktemp("finished") / "run")
 
 
 def test_the_space_is_the_one_that_was_searched(finished: RunDirectory) -> None:
@@ -97,17 +101,9 @@ def test_what_is_written_is_whole_json(finished: RunDirectory, tmp_path: Path) -
 
 
 def test_a_run_without_sensitivities_says_so(tmp_path: Path) -> None:
-    find_plan(
-        TinyTask(),
-        hardware="storage",
-        budget={"size_ratio": 0.5},
-        strategy=RandomSearch(4),
-        space=SPACE,
-        quantizer={"repair": "none"},
-        run_dir=tmp_path / "run",
-    )
+    run = searched_with(RandomSearch(4), 0.5, tmp_path / "run")
     with pytest.raises(DataError, match=f"no {TABLE}.*strategy=auto"):
-        resolve(RunDirectory(tmp_path / "run"), Budget(size_ratio=0.5), StorageModel(), Workload())
+        resolve(run, Budget(size_ratio=0.5), StorageModel(), Workload())
 
 
 @pytest.fixture(scope="module")
