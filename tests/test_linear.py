@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.solve import highs
-from search.solve.linear import least, near, solve, solve_all, sweep
+from search.solve.front import solve_front
+from search.solve.linear import least, near, solve
 from search.solve.problem import Link, Problem, Solution
 
 REFERENCE = Path(os.environ.get("BITPLAN_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -171,7 +172,7 @@ def test_zero_budgets_and_zero_costs() -> None:
     unlimited = solve(problem, {"cost": math.inf})
     assert unlimited is not None
     assert unlimited.choices == (2, 1)
-    assert [s is None for s in solve_all(problem, [{"cost": 0.0}, {"cost": -1.0}])] == [False, True]
+    assert [solve(problem, {"cost": most}) is None for most in (0.0, -1.0)] == [False, True]
 
 
 def test_a_link_makes_units_agree_on_labels_only() -> None:
@@ -200,9 +201,9 @@ def test_near_ends_where_there_is_nothing_more() -> None:
     assert [s.score for s in near(problem, best, {}, 10)] == [1.0, 3.0, 4.0]
 
 
-def test_sweep_runs_from_the_least_cost_to_the_best_score() -> None:
+def test_a_front_runs_from_the_least_cost_to_the_best_score() -> None:
     problem, _ = random_problem(8, orders=3)
-    found = sweep(problem, "seconds", 9)
+    found = solve_front(problem, "seconds", 9)
     best = enumerated(problem, {})[0]
     assert found[0].costs["seconds"] == least(problem, "seconds").costs["seconds"]
     assert found[-1].score == best.score
@@ -210,7 +211,7 @@ def test_sweep_runs_from_the_least_cost_to_the_best_score() -> None:
     scores = [s.score for s in found]
     assert scores == sorted(scores, reverse=True)
     upper = found[0].costs["seconds"] * 1.5
-    assert all(s.costs["seconds"] <= upper for s in sweep(problem, "seconds", 4, upper))
+    assert all(s.costs["seconds"] <= upper for s in solve_front(problem, "seconds", 4, {"seconds": upper}))
 
 
 def layers_problem(seed: int) -> Problem:
@@ -238,7 +239,7 @@ def test_same_problem_same_solution() -> None:
 
 def test_nothing_is_printed() -> None:
     """HiGHS prints about repaired solutions, to the C standard output, while solving this problem."""
-    code = "from test_linear import *; sweep(layers_problem(1), 'cost', 8); print('done')"
+    code = "from test_linear import *; solve_front(layers_problem(1), 'cost', 8); print('done')"
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert (run.stdout, run.returncode) == ("done\n", 0), run.stderr
 
@@ -259,7 +260,7 @@ def test_nothing_is_printed() -> None:
         (lambda: Problem((np.zeros(2),) * 2, {}, (Link((0, 1), (np.array([0]),) * 2),)), "1 labels for unit 0"),
         (lambda: solve(Problem((np.zeros(1),)), {"bytes": 1.0}), "no cost 'bytes'; the problem has none"),
         (lambda: solve(Problem((np.zeros(1),), {"c": (np.zeros(1),)}), {"c": np.nan}), "limit is NaN"),
-        (lambda: sweep(Problem((np.zeros(1),), {"c": (np.zeros(1),)}), "c", 1), "at least two budgets"),
+        (lambda: solve_front(Problem((np.zeros(1),), {"c": (np.zeros(1),)}), "c", 1), "at least two budgets"),
     ],
 )
 def test_wrong_problems_are_refused(build: object, message: str) -> None:

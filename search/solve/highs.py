@@ -128,6 +128,8 @@ def minimise(matrices: Matrices, gap: float, seconds: float) -> OptimizeResult:
             bounds=Bounds(0, 1),
             options=options,
         )
+    if "limit reached" in answer.message:  # scipy does not know the status in which HiGHS ends at a limit on nodes
+        answer.status = STOPPED
     if answer.status not in (PROVED, STOPPED, INFEASIBLE) or "error" in answer.message:
         raise RuntimeError(f"HiGHS did not solve the integer program: {answer.message}")
     return answer

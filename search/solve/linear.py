@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -66,11 +66,6 @@ def solve(
     return _solution(problem, limits, cheapest_best, minimise)
 
 
-def solve_all(problem: Problem, limits: Sequence[Mapping[str, float]]) -> list[Solution | None]:
-    """Solves one problem under several sets of limits, each on its own."""
-    return [solve(problem, each) for each in limits]
-
-
 def least(problem: Problem, cost: str) -> Solution:
     """Finds the selection of least cost that honours the links; among several the one of least score.
 
@@ -95,35 +90,6 @@ def near(problem: Problem, solution: Solution, limits: Mapping[str, float], coun
         found.append(following)
         program = program.without(following.choices)
     return found
-
-
-def sweep(problem: Problem, cost: str, count: int, upper: float | None = None) -> list[Solution]:
-    """Solves for `count` budgets of one cost, evenly spaced from the least, without repeating a solution.
-
-    Args:
-        problem: What may be selected.
-        cost: The cost that is limited.
-        count: Number of budgets, at least two.
-        upper: The largest budget; by default the least that allows the best score, beyond which nothing changes.
-
-    Returns:
-        Distinct solutions, from the smallest budget upwards.
-
-    Raises:
-        ValueError: If there is no such cost, `count` is below two, or `upper` below the least cost.
-    """
-    if count < 2:
-        raise ValueError(f"a sweep needs at least two budgets, got {count}")
-    lowest = least(problem, cost)
-    if upper is None:
-        best = solve(problem, {}) or lowest
-        cheapest_best = solve(problem, {}, minimise=cost, max_score=best.score) or best
-        upper = cheapest_best.costs[cost]
-    if upper < lowest.costs[cost]:
-        raise ValueError(f"the largest budget, {upper}, is below the least {cost}, {lowest.costs[cost]}")
-    budgets = np.linspace(lowest.costs[cost], upper, count)[1:]
-    found = [lowest, *(solve(problem, {cost: float(budget)}) for budget in budgets)]
-    return list({solution.choices: solution for solution in found if solution is not None}.values())
 
 
 def _program(plain: Problem, decided: int, limits: Mapping[str, float], max_score: float | None = None) -> Program:
