@@ -25,7 +25,8 @@ from search.run import search
 from search.rundir import RunDirectory
 from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
-from search.strategies.samplers import RandomSearch, Tpe
+from search.strategies.baselines import RandomSearch
+from search.strategies.samplers import Tpe
 from search.strategies.solver import Solver
 from search.tasks.function import FunctionTask
 from search.tasks.task import Split, Task

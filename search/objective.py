@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -46,14 +46,17 @@ class Objective:
     A policy over budget is logged as `infeasible` with its cost and not measured. Where the evaluator races, a policy
     runs against all incumbents whose primary cost is no greater, and is logged as `stopped` where it lost: never the
     best, never on a front. Every call for a measured policy spends the share of an evaluation that was measured and
-    the seconds that took, whether it is measured now or known from the log, so that resuming replays a strategy from
-    its seed and stops where the undisturbed run would have.
+    the seconds that took, whether it is measured now, or known from the log or the evaluation store, so that resuming
+    replays a strategy from its seed and stops where the undisturbed run would have. The seconds that a strategy takes
+    to propose a policy are spent, too; those of scoring choices are not.
 
     Attributes:
         pricing: Prices policies.
         limits: Absolute limits on costs.
         primary_cost: The cost that fronts and ties are about.
         quality_drop: How much quality may be lost, where the budget says so; then cost is what is minimised.
+        spent_evaluations: Evaluations spent so far; not whole where races were stopped.
+        spent_seconds: Seconds spent so far on measuring and proposing.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Objective:
         primary_cost: str = "weight_bytes",
         quality_drop: float | None = None,
         on_trial: Callable[[Trial, bool], None] = lambda trial, known: None,
+        starts: Callable[[Objective], Sequence[Policy]] = lambda objective: (),
     ) -> None:
         """Creates the objective.
 
@@ -80,6 +84,7 @@ class Objective:
             primary_cost: The cost that fronts and ties are about.
             quality_drop: How much quality may be lost; then cost is what is minimised.
             on_trial: Called with every trial, and whether it was known already.
+            starts: Finds the policies to start from, when a strategy first asks for them.
         """
         self.pricing = pricing
         self.space = pricing.space
@@ -94,17 +99,32 @@ class Objective:
         self._known = {_key(trial): trial for trial in log.trials}
         self._allowance = allowance
         self._score = score
+        self._starts = starts
         self._on_trial = on_trial
         self._free_proposals = 0
+        self._asked = time.perf_counter()  # when the strategy began to think of its next proposal
         self._incumbents = Incumbents(
             lambda policy: evaluator.scores(policy, "selection"),
             evaluator.directory / "incumbents" if evaluator.directory else None,
         )
 
     @cached_property
+    def float_quality(self) -> float:
+        """Quality of the float network on the selection split."""
+        return self._evaluator.float_quality("selection").value
+
+    @cached_property
     def sensitivity(self) -> SensitivityTable:
         """The sensitivity table, computed when first asked for."""
-        return self._score()
+        started = time.perf_counter()
+        table = self._score()
+        self._asked += time.perf_counter() - started
+        return table
+
+    @cached_property
+    def starts(self) -> tuple[Policy, ...]:
+        """The policies that `strategy.start_from` names, best first and within the limits; found when asked for."""
+        return tuple(self._starts(self))
 
     @property
     def is_scored(self) -> bool:
@@ -116,6 +136,12 @@ class Objective:
         """Evaluations left; not whole where races were stopped or parts of the split asked for."""
         return max(self._allowance.evaluations - self.spent_evaluations, 0)
 
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the seconds are spent, those since the last trial counted: for strategies that think for long."""
+        seconds = self._allowance.seconds
+        return seconds is not None and self.spent_seconds + time.perf_counter() - self._asked >= seconds
+
     def __call__(self, policy: Policy, fidelity: float = 1.0) -> Trial:
         """Returns the trial of a policy, measuring it if it is within budget and not known yet.
 
@@ -126,9 +152,10 @@ class Objective:
         Raises:
             SpentError: If nothing is left to spend.
         """
-        self._check_allowance(fidelity)
         known = self._known.get((policy.digest, fidelity))
-        trial, scores = (known, None) if known else self._try(policy, fidelity)
+        self._check_allowance(fidelity, is_known=known is not None)
+        proposing = time.perf_counter() - self._asked
+        trial, scores = (known, None) if known else self._try(policy, fidelity, proposing)
         if not known:
             self._log.append(trial)
             self._known[policy.digest, fidelity] = trial
@@ -137,9 +164,11 @@ class Objective:
         else:
             self.spent_evaluations += trial.fidelity
             self.spent_seconds += trial.seconds
+        self.spent_seconds += trial.proposing_seconds
         if trial.state == "complete" and self._races(fidelity):
             self._incumbents.add(trial.policy, self.primary(trial), trial.drop, scores)
         self._on_trial(trial, known is not None)
+        self._asked = time.perf_counter()
         return trial
 
     def map(self, policies: Iterable[Policy]) -> list[Trial]:
@@ -183,13 +212,14 @@ class Objective:
         cost = trial.cost[self.primary_cost]
         return math.inf if cost is None else cost
 
-    def _check_allowance(self, fidelity: float) -> None:
+    def _check_allowance(self, fidelity: float, is_known: bool) -> None:
         allowance = self._allowance
         is_spent = self.remaining < fidelity - ROUNDING
         if is_spent or self._free_proposals >= PROPOSALS_PER_EVALUATION * allowance.evaluations:
             raise SpentError
-        if allowance.seconds is not None and self.spent_seconds >= allowance.seconds:
-            raise SpentError
+        is_replayed = is_known and self.spent_seconds < (allowance.seconds or math.inf)
+        if self.spent_evaluations and self.is_out_of_time and not is_replayed:
+            raise SpentError  # never before something was measured: there is to be a plan
 
     def _keeps_limits(self, costs: Mapping[str, float]) -> bool:
         return all(costs[name] <= limit for name, limit in self.limits.items())
@@ -197,19 +227,19 @@ class Objective:
     def _races(self, fidelity: float) -> bool:
         return self._evaluator.racing is not None and fidelity == 1.0
 
-    def _try(self, policy: Policy, fidelity: float) -> tuple[Trial, np.ndarray | None]:
+    def _try(self, policy: Policy, fidelity: float, proposing: float) -> tuple[Trial, np.ndarray | None]:
         """Prices a policy and measures it if it is within budget; returns its scores where others may race it."""
         costs = self.pricing.costs(policy)
         cost = {name: None if math.isnan(value) else value for name, value in costs.items()}
         metrics: dict[str, float | None] = {}
         if self.is_scored:
             metrics["predicted"] = self.predict(policy)
-        trial = Trial(len(self._log.trials), policy, fidelity, metrics, cost, 0.0, "infeasible")
+        trial = Trial(len(self._log.trials), policy, fidelity, metrics, cost, 0.0, "infeasible", round(proposing, 6))
         if not self._keeps_limits(costs):
             return trial, None
         races = self._races(fidelity)
         incumbents = self._incumbents.scores(self.primary(trial)) if races else []
-        started = time.perf_counter()
+        started = self._evaluator.seconds
         if races:
             finish = self._evaluator.race(policy, incumbents)
         else:
@@ -221,7 +251,7 @@ class Objective:
             trial,
             fidelity=finish.fidelity,
             metrics=metrics,
-            seconds=round(time.perf_counter() - started, 6),
+            seconds=round(self._evaluator.seconds - started, 6),
             state="failed" if metrics["quality"] is None else state,
         )
         return measured, finish.scores

@@ -31,6 +31,7 @@ from search.rundir import RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
+from search.starts import starting_policies
 from search.strategies.forecaster import proofs
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
@@ -128,6 +129,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         primary_cost=next(iter(limits), "weight_bytes"),
         quality_drop=budget.quality_drop,
         on_trial=progress.trial,
+        starts=lambda objective: starting_policies(strategy, objective, job.seed),
     )
     with suppress(SpentError):
         strategy.search(space, objective, np.random.default_rng(job.seed))

@@ -27,8 +27,9 @@ class Trial:
             sensitivity's forecast of its loss, where known; empty for an infeasible policy. Of a stopped trial they
             are estimates from `samples` samples.
         cost: Predicted costs in SI units, None where the hardware model knows none.
-        seconds: Time the measurement took.
+        seconds: Time the measurement took; when it was made, where the evaluation store knew it.
         state: What came of it.
+        proposing_seconds: Time the strategy took to propose it.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Trial:
     cost: Mapping[str, float | None]
     seconds: float
     state: State
+    proposing_seconds: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -87,8 +89,9 @@ class Trial:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Trial:
         """Reads what `to_dict` wrote."""
-        names = ("number", "fidelity", "metrics", "cost", "seconds", "state")
-        return cls(policy=Policy.from_dict(row["policy"]), **{name: row[name] for name in names})
+        names = ("number", "fidelity", "metrics", "cost", "seconds", "state", "proposing_seconds")
+        known = {name: row[name] for name in names if name in row}
+        return cls(policy=Policy.from_dict(row["policy"]), **known)
 
 
 class TrialLog:

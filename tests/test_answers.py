@@ -20,7 +20,7 @@ from search.plan import Plan
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import TABLE
 from search.strategies.base import Strategy
-from search.strategies.samplers import RandomSearch
+from search.strategies.baselines import RandomSearch
 from search.strategies.solver import Solver
 
 SPACE = {"weight": ["int2", "int4", "int8"], "input": ["uint4", "uint8"], "ties": [["left", "right"]]}

@@ -9,7 +9,8 @@ from tiny import TinyTask
 
 from hwmodels import Roofline, StorageModel
 from search.backends import backend as backend_of
-from search.strategies.samplers import RandomSearch, Tpe
+from search.strategies.baselines import RandomSearch
+from search.strategies.samplers import Tpe
 from search.strategies.solver import Solver
 from search.tasks.digits import Digits
 from search.tasks.function import FunctionTask

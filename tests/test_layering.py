@@ -29,7 +29,20 @@ ORDER = (
         "budget",
     ),
     *("pricing", "trials", "quality", "solve", "pareto", "sensitivity", "assignment", "objective", "strategies"),
-    *("recover", "plan", "rundir", "job", "front", "planning", "progress", "run", "backends", "figures", "portrait"),
+    *(
+        "recover",
+        "plan",
+        "rundir",
+        "starts",
+        "job",
+        "front",
+        "planning",
+        "progress",
+        "run",
+        "backends",
+        "figures",
+        "portrait",
+    ),
     *("answers", "terminal", "report", "config", "tracking", "resolve", "api", "app", "cli", "__main__"),
 )
 ALONE = ("solve", "pareto")

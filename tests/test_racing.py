@@ -26,7 +26,8 @@ from search.quality.racing import Racing, Track
 from search.quality.subsets import shuffle_split
 from search.run import best_trial
 from search.strategies.base import Strategy
-from search.strategies.samplers import RandomSearch, Tpe
+from search.strategies.baselines import RandomSearch
+from search.strategies.samplers import Tpe
 from search.strategies.solver import Solver
 from search.trials import Trial, TrialLog
 

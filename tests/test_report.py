@@ -41,7 +41,7 @@ from search.policy import Policy
 from search.report import budget_text, front_rows, layer_rows, notes, winner_rows, write_report
 from search.run import search
 from search.rundir import RunDirectory
-from search.strategies.samplers import RandomSearch
+from search.strategies.baselines import RandomSearch
 from search.strategies.solver import Solver
 from search.trials import Trial
 from search.units import interval, log_ticks, quantity, significant, unit_for

@@ -17,7 +17,7 @@ from search.policy import Policy
 from search.quality.evaluate import Quality
 from search.run import search
 from search.rundir import RunDirectory, flat
-from search.strategies.samplers import RandomSearch
+from search.strategies.baselines import RandomSearch
 
 CONFIG = {"seed": 0, "budget": {"size_ratio": 0.14, "latency_s": None}, "space": {"weight": ["int4"], "pins": {}}}
 

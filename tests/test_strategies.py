@@ -14,7 +14,8 @@ from search.errors import ConfigError
 from search.objective import Objective, SpentError
 from search.policy import Policy
 from search.strategies.base import Strategy
-from search.strategies.samplers import RandomSearch, Tpe, lower_until_feasible
+from search.strategies.baselines import RandomSearch, lower_until_feasible
+from search.strategies.samplers import Tpe
 from search.strategies.solver import Solver
 from search.trials import Trial, TrialLog
 

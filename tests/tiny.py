@@ -28,7 +28,7 @@ from search.sensitivity.settings import SensitivitySettings
 from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
 from search.strategies.base import Strategy
-from search.strategies.samplers import RandomSearch
+from search.strategies.baselines import RandomSearch
 from search.tasks.task import Split, Task
 from search.trace import trace
 from search.trials import TrialLog

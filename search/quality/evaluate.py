@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,6 +118,7 @@ class Evaluator:
         simulated: Its simulated network.
         directory: Where files are kept.
         racing: How races are run; None where policies are always measured in full.
+        seconds: What measurements of policies have taken so far.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Evaluator:
         self.simulated = simulated
         self.directory = directory
         self.racing = racing if task.per_sample else None
+        self.seconds = 0.0
         self._floats = floats or simulated
         self._reference: dict[Split, np.ndarray] = {}
 
@@ -176,7 +179,10 @@ class Evaluator:
 
     def scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> np.ndarray:
         """Scores a policy sample by sample on the first `fidelity` of a split's batches, shape `(samples,)`."""
-        return sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
+        started = time.perf_counter()
+        scores = sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
+        self.seconds += time.perf_counter() - started
+        return scores
 
     def race(self, policy: Mapping[str, Precision], incumbents: Sequence[np.ndarray]) -> Finish:
         """Measures a policy on the selection split until it is surely worse than an incumbent, or to the end.
@@ -189,11 +195,14 @@ class Evaluator:
             incumbents: Their scores on the whole split in its own order, best incumbent first.
         """
         track, reference = self._track, self.float_scores("selection")
+        started = time.perf_counter()
         model, order = self.simulated.apply(policy), track.split.order
         scores, measured = np.full(len(reference), math.nan), 0
         for subset in track.split.subsets:
             scores[subset.places] = batch_scores(self.task, model, subset.batches)
             measured += len(subset.places)
+            self.seconds += time.perf_counter() - started
+            started = time.perf_counter()
             seen = scores[order[:measured]]
             if measured < len(scores) and track.is_lost(seen, incumbents):
                 quality = self._quality(seen, reference[order[:measured]], track.shifts(seen))

@@ -18,13 +18,22 @@ class Strategy(ABC):
     Attributes:
         name: What tables and tags call it.
         evaluations: Measurements it may spend.
-        seconds: Seconds of measuring it may spend; None is no limit.
+        seconds: Seconds of measuring and proposing it may spend; None is no limit.
+        start_from: What `Objective.starts` gives it to begin with: `solver` for the optima of all predictors, else the
+            path of a run directory or of a plan; None is nothing.
+        costs: The costs that its front is about beside quality; empty stands for the objective's primary cost.
     """
 
     name: ClassVar[str]
+    costs: tuple[str, ...] = ()
 
-    def __init__(self, evaluations: int = 40, seconds: float | None = None) -> None:
+    def __init__(self, evaluations: int = 40, seconds: float | None = None, start_from: str | None = None) -> None:
         """Creates the strategy.
+
+        Args:
+            evaluations: Measurements it may spend.
+            seconds: Seconds of measuring and proposing it may spend; None is no limit.
+            start_from: `solver`, or the path of a run directory or of a plan, to begin with.
 
         Raises:
             ConfigError: If an allowance is not positive.
@@ -35,10 +44,11 @@ class Strategy(ABC):
             raise ConfigError(f"strategy.seconds={seconds} must be above 0, or null for no limit")
         self.evaluations = evaluations
         self.seconds = seconds
+        self.start_from = start_from
 
     @abstractmethod
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
-        """Calls `objective` on policies of `space`; the best one is picked from the log.
+        """Calls `objective` on policies of `space`, on `objective.starts` first; the best one is picked from the log.
 
         All randomness must come from `rng`, so that one seed gives one sequence of policies.
         """

@@ -1,4 +1,4 @@
-"""Strategies that draw policies: at random, or from Optuna's samplers."""
+"""Strategies that draw policies from Optuna's samplers."""
 
 from __future__ import annotations
 
@@ -7,31 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search.objective import Objective
-from search.policy import Policy
 from search.space import SearchSpace
 from search.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-
-
-class RandomSearch(Strategy):
-    """Draws policies uniformly and brings those over budget within it, one random step down at a time."""
-
-    name = "random"
-
-    def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
-        while True:
-            objective(lower_until_feasible(space, objective, space.sample(rng), rng))
-
-
-def lower_until_feasible(space: SearchSpace, objective: Objective, policy: Policy, rng: np.random.Generator) -> Policy:
-    """Lowers random decisions of `policy` by one format until it keeps the budget or nothing is left to lower."""
-    point = np.array(space.encode(policy))
-    while not objective.is_feasible(policy) and point.any():
-        point[rng.choice(np.flatnonzero(point))] -= 1
-        policy = space.decode(point.tolist())
-    return policy
 
 
 class Tpe(Strategy):
