@@ -14,7 +14,8 @@ from hwmodels import CostModel, Roofline, StorageModel, Workload
 from search.backends import backend
 from search.backends.base import ExportReport, Verification
 from search.budget import Budget
-from search.errors import ConfigError, closest
+from search.config import named_strategy
+from search.errors import ConfigError
 from search.job import Job, RecoverSettings, Settings, SpaceSettings, settings
 from search.plan import Plan
 from search.progress import Progress
@@ -25,13 +26,8 @@ from search.run import search
 from search.rundir import RunDirectory
 from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
-from search.strategies.baselines import RandomSearch
-from search.strategies.samplers import Tpe
-from search.strategies.solver import Solver
 from search.tasks.function import FunctionTask
 from search.tasks.task import Split, Task
-
-STRATEGIES: dict[str, type[Strategy]] = {"auto": Solver, "solver": Solver, "tpe": Tpe, "random": RandomSearch}
 
 
 def find_plan(
@@ -42,7 +38,7 @@ def find_plan(
     *,
     hardware: str | CostModel = "zen5",
     budget: Budget | Mapping[str, float] | None = None,
-    strategy: str | Strategy = "auto",
+    strategy: str | Mapping[str, Any] | Strategy = "auto",
     space: SpaceSettings | Mapping[str, Any] | None = None,
     quantizer: QuantizerSettings | Mapping[str, str] | None = None,
     sensitivity: SensitivitySettings | Mapping[str, Any] | None = None,
@@ -63,7 +59,8 @@ def find_plan(
         evaluate: Returns the quality of a model on the `selection` or the `report` split.
         hardware: A device name such as `zen5`, `storage` for bytes only, or a cost model.
         budget: Limits, such as `{"size_ratio": 0.14}`; see `search.budget.Budget`. Default: none.
-        strategy: `auto`, `solver`, `tpe`, `random`, or a strategy.
+        strategy: A name of `configs/strategy`, such as `auto` or `haq`; a mapping with that `name` and some of its
+            settings, such as `{"name": "tpe", "evaluations": 200}`; or a strategy.
         space: Formats, pins and ties; see `search.job.SpaceSettings`.
         quantizer: How ranges are chosen; see `search.quantize.simulate.QuantizerSettings`.
         sensitivity: What is scored before policies are measured; see
@@ -151,14 +148,11 @@ def _cost_model(hardware: str | CostModel) -> CostModel:
         raise ConfigError(f"hardware: {error}") from error
 
 
-def _strategy(strategy: str | Strategy) -> Strategy:
+def _strategy(strategy: str | Mapping[str, Any] | Strategy) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
-    if strategy not in STRATEGIES:
-        raise ConfigError(
-            f"strategy={strategy} is unknown{closest(strategy, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}"
-        )
-    return STRATEGIES[strategy]()
+    given = {"name": strategy} if isinstance(strategy, str) else dict(strategy)
+    return named_strategy(str(given.pop("name", "auto")), given)
 
 
 def _settings(kind: type[Settings], given: Settings | Mapping[str, Any] | None, key: str) -> Settings:
@@ -170,11 +164,21 @@ def _measured(quantizer: QuantizerSettings | Mapping[str, Any] | None) -> Quanti
     return quantizer if isinstance(quantizer, QuantizerSettings) else {"repair": "auto"} | dict(quantizer or {})
 
 
+def _recordable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them; what a strategy keeps for itself is left out."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    return {
+        key: value if isinstance(value, plain) else repr(value)
+        for key, value in values.items()
+        if not key.startswith("_")
+    }
+
+
 def _with_config(job: Job) -> Job:
     """Records the settings, so that resuming with others is noticed."""
     config = {
         "hardware": job.cost_model.name,
-        "strategy": {"name": job.strategy.name, **vars(job.strategy)},
+        "strategy": {"name": job.strategy.name, **_recordable(vars(job.strategy))},
         "budget": asdict(job.budget),
         "space": asdict(job.space),
         "quantizer": asdict(job.quantizer),

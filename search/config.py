@@ -142,6 +142,33 @@ def build(node: Any, kind: type, key: str) -> Any:
     return built
 
 
+def named_strategy(name: str, given: Mapping[str, Any]) -> Strategy:
+    """Builds a strategy of `configs/strategy` outside a composed configuration.
+
+    Args:
+        name: The strategy's name.
+        given: Settings that differ from the file's.
+
+    Raises:
+        ConfigError: If there is no such strategy or setting, or a value is not allowed.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    group = config_dir() / "strategy"
+    names = sorted(file.stem for file in group.glob("*.yaml") if file.stem != "custom")  # which names no class
+    if name not in names:
+        raise ConfigError(f"strategy={name} is unknown{closest(name, names)}; allowed: {', '.join(names)}")
+    node = yaml.safe_load((group / f"{name}.yaml").read_text(encoding="utf-8"))
+    for base in node.pop("defaults", []):
+        node = yaml.safe_load((group / f"{base}.yaml").read_text(encoding="utf-8")) | node
+    for key in given:
+        if key not in node:
+            allowed = [known for known in node if known != "_target_"]
+            raise ConfigError(f"strategy.{key} is no setting{closest(key, allowed)}; allowed: {', '.join(allowed)}")
+    return typing.cast(Strategy, build(OmegaConf.create(node | dict(given)), Strategy, "strategy"))
+
+
 def plain(config: Any) -> dict[str, Any]:
     """Resolves an OmegaConf configuration to plain containers, without Hydra's own part."""
     from omegaconf import OmegaConf

@@ -156,6 +156,11 @@ class Objective:
         self._check_allowance(fidelity, is_known=known is not None)
         proposing = time.perf_counter() - self._asked
         trial, scores = (known, None) if known else self._try(policy, fidelity, proposing)
+        if (
+            trial.state == "infeasible"
+            and self._free_proposals >= PROPOSALS_PER_EVALUATION * self._allowance.evaluations
+        ):
+            raise SpentError  # what is within the budget may still be measured
         if not known:
             self._log.append(trial)
             self._known[policy.digest, fidelity] = trial
@@ -213,11 +218,9 @@ class Objective:
         return math.inf if cost is None else cost
 
     def _check_allowance(self, fidelity: float, is_known: bool) -> None:
-        allowance = self._allowance
-        is_spent = self.remaining < fidelity - ROUNDING
-        if is_spent or self._free_proposals >= PROPOSALS_PER_EVALUATION * allowance.evaluations:
+        if self.remaining < fidelity - ROUNDING:
             raise SpentError
-        is_replayed = is_known and self.spent_seconds < (allowance.seconds or math.inf)
+        is_replayed = is_known and self.spent_seconds < (self._allowance.seconds or math.inf)
         if self.spent_evaluations and self.is_out_of_time and not is_replayed:
             raise SpentError  # never before something was measured: there is to be a plan
 

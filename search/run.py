@@ -33,6 +33,7 @@ from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace, build_space
 from search.starts import starting_policies
 from search.strategies.forecaster import proofs
+from search.strategies.projection import Projection
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
 from search.trials import Trial, TrialLog
@@ -133,6 +134,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     )
     with suppress(SpentError):
         strategy.search(space, objective, np.random.default_rng(job.seed))
+    ensure_measured(objective, log)
     winner = best_trial(objective, log.trials)
 
     progress.stage("measuring the front on the report split")
@@ -188,6 +190,15 @@ def _middle(space: SearchSpace, precision: str | None) -> Policy:
     if precision is None:
         return middle
     return Policy({layer: space.precision_of(layer, Precision.parse(precision)) for layer in middle})
+
+
+def ensure_measured(objective: Objective, log: TrialLog) -> None:
+    """Measures the largest policy within the limits where the strategy found none: there always is a plan."""
+    if any(trial.state == "complete" and trial.fidelity == 1.0 for trial in log.trials):
+        return
+    largest = [len(decision.formats) - 1 for decision in objective.space.decisions]
+    with suppress(SpentError):
+        objective(objective.space.decode(Projection(objective.pricing, objective.limits).nearest(largest)))
 
 
 def best_trial(objective: Objective, trials: list[Trial]) -> Trial:

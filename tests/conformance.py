@@ -278,7 +278,7 @@ class StrategyContract:
 
 def what(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Trials without the seconds they took."""
-    return [trial.to_dict() | {"seconds": None} for trial in trials]
+    return [trial.to_dict() | {"seconds": None, "proposing_seconds": None} for trial in trials]
 
 
 class BackendContract:

@@ -7,7 +7,7 @@ import pytest
 
 from search.app import search_command
 from search.cli import main
-from search.config import compose, config_dir, make_job, plain
+from search.config import compose, config_dir, make_job, named_strategy, plain
 from search.errors import ConfigError
 
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
@@ -22,10 +22,29 @@ def test_every_option_composes(group: str, option: str) -> None:
     assert plain(config)["seed"] == 0
 
 
-@pytest.mark.parametrize("option", ["auto", "solver", "tpe", "random"])
+STRATEGIES = sorted({option for group, option in OPTIONS if group == "strategy"} - {"custom"})
+
+
+@pytest.mark.parametrize("option", STRATEGIES)
 def test_every_strategy_makes_a_job(option: str, tmp_path: Path) -> None:
-    job = make_job(compose([f"strategy={option}", "strategy.evaluations=7"]), tmp_path)
-    assert job.strategy.evaluations == 7
+    """From the command line and from Python, with the same defaults, and it can be started from something."""
+    given = ["strategy.evaluations=7", "strategy.seconds=60", "strategy.start_from=solver"]
+    job = make_job(compose([f"strategy={option}", *given]), tmp_path)
+    assert (job.strategy.evaluations, job.strategy.seconds, job.strategy.start_from) == (7, 60, "solver")
+    assert job.strategy.name == {"auto": "solver"}.get(option, option)
+    named = named_strategy(option, {})
+    assert type(named) is type(job.strategy)
+    assert named.evaluations == make_job(compose([f"strategy={option}"]), tmp_path).strategy.evaluations
+
+
+def test_a_strategy_from_python_by_its_name() -> None:
+    assert named_strategy("tpe", {"evaluations": 9}).evaluations == 9
+    with pytest.raises(ConfigError, match=r"strategy=tp is unknown; did you mean 'tpe'"):
+        named_strategy("tp", {})
+    with pytest.raises(ConfigError, match=r"strategy.evaluation is no setting.*'evaluations'"):
+        named_strategy("tpe", {"evaluation": 9})
+    with pytest.raises(ConfigError, match=r"strategy.evaluations=0 must be at least 1"):
+        named_strategy("random", {"evaluations": 0})
 
 
 def test_the_default_job_is_the_documented_one(tmp_path: Path) -> None:

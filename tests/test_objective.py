@@ -96,6 +96,27 @@ def test_fidelities_are_trials_of_their_own(bench: Bench, policies, tmp_path: Pa
     assert objective(policies["int2/uint4"], 0.3) is part
 
 
+def test_seconds_of_proposing_are_spent(bench: Bench, policies, tmp_path: Path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("search.objective.time.perf_counter", lambda: now[0])
+    log = tmp_path / "trials.jsonl"
+    objective = bench.objective(log, {}, allow(10, seconds=100.0))
+    now[0] = 10.0
+    first = objective(policies["int8/uint8"])
+    assert first.proposing_seconds == 10.0
+    assert objective.spent_seconds == 10.0 + first.seconds
+    now[0] = 20.0
+    objective.sensitivity  # scored while the clock stands still
+    assert not objective.is_out_of_time
+    now[0] = 200.0
+    assert objective.is_out_of_time
+    with pytest.raises(SpentError):
+        objective(policies["int4/uint8"])
+    again = bench.objective(log, {}, allow(10, seconds=100.0))
+    now[0] = 400.0
+    assert again(policies["int8/uint8"]) == first, "what the log knows is replayed however late it is"
+
+
 def test_seconds_run_out(bench: Bench, policies, tmp_path: Path) -> None:
     objective = bench.objective(tmp_path / "trials.jsonl", {}, allow(10, seconds=1e-9))
     objective(policies["int8/uint8"])
@@ -112,6 +133,17 @@ def test_proposals_over_budget_run_out(bench: Bench, policies, tmp_path: Path) -
     assert len(TrialLog(tmp_path / "trials.jsonl").trials) == 1
 
 
+def test_what_is_within_budget_may_be_measured_when_proposals_have_run_out(
+    bench: Bench, policies, tmp_path: Path
+) -> None:
+    limits = {"weight_bytes": bench.pricing.costs(policies["int4/uint8"])["weight_bytes"]}
+    objective = bench.objective(tmp_path / "trials.jsonl", limits, allow(2))
+    with pytest.raises(SpentError):
+        while True:
+            objective(policies["int8/uint8"])
+    assert objective(policies["int4/uint8"]).state == "complete"
+
+
 @pytest.mark.parametrize("kept", [0, 1, 3, 4])
 def test_resuming_answers_from_the_log(bench: Bench, policies, measured, tmp_path: Path, kept: int) -> None:
     limits = {"weight_bytes": bench.pricing.costs(policies["int4/uint8"])["weight_bytes"]}
@@ -123,7 +155,8 @@ def test_resuming_answers_from_the_log(bench: Bench, policies, measured, tmp_pat
     found = again.map(policies.values())
     assert measured == [trial.digest for trial in trials[kept:] if trial.state == "complete"]
     assert found[:kept] == trials[:kept], "also their seconds"
-    assert [t.to_dict() | {"seconds": 0} for t in found] == [t.to_dict() | {"seconds": 0} for t in trials]
+    untimed = {"seconds": 0, "proposing_seconds": 0}
+    assert [t.to_dict() | untimed for t in found] == [t.to_dict() | untimed for t in trials]
     assert TrialLog(log).trials == found
     assert again.spent_evaluations == 3
 

@@ -13,6 +13,7 @@ from hwmodels import Precision
 from search.errors import ConfigError
 from search.objective import Objective, SpentError
 from search.policy import Policy
+from search.run import best_trial, ensure_measured
 from search.strategies.base import Strategy
 from search.strategies.baselines import RandomSearch, lower_until_feasible
 from search.strategies.samplers import Tpe
@@ -173,6 +174,27 @@ def test_a_space_of_one_policy(strategy: Strategy, tmp_path: Path) -> None:
 def test_settings_out_of_range(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class Blind(Strategy):
+    """Proposes nothing that is within the budget."""
+
+    name = "blind"
+
+    def search(self, space, objective, rng):
+        while True:
+            objective(space.decode([len(decision.formats) - 1 for decision in space.decisions]))
+
+
+def test_there_is_a_plan_even_if_a_strategy_finds_none(bench: Bench, tmp_path: Path) -> None:
+    limit = float(np.quantile(bench.costs("weight_bytes"), 0.1))
+    trials, objective = run(bench, Blind(3), tmp_path, {"weight_bytes": limit})
+    assert {trial.state for trial in trials} == {"infeasible"}
+    log = TrialLog(tmp_path / "trials.jsonl")
+    for _ in range(2):  # the second time there is nothing to do
+        ensure_measured(objective, log)
+        assert best_trial(objective, log.trials).cost["weight_bytes"] <= limit
+        assert len(log.trials) == 2
 
 
 @pytest.mark.parametrize("front", [0.0, 0.9])
