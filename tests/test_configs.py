@@ -39,7 +39,7 @@ def test_every_strategy_makes_a_job(option: str, tmp_path: Path) -> None:
 
 def test_a_strategy_from_python_by_its_name() -> None:
     assert named_strategy("tpe", {"evaluations": 9}).evaluations == 9
-    with pytest.raises(ConfigError, match=r"strategy=tp is unknown; did you mean 'tpe'"):
+    with pytest.raises(ConfigError, match=r"strategy=tp is unknown .did you mean 'tpe'"):
         named_strategy("tp", {})
     with pytest.raises(ConfigError, match=r"strategy.evaluation is no setting.*'evaluations'"):
         named_strategy("tpe", {"evaluation": 9})
