@@ -19,9 +19,6 @@ from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
 
-STORE = "scores"
-"""Folder of the run root that keeps the sensitivity tables of all runs."""
-
 
 def config_dir() -> Path:
     """The folder of the Hydra groups: beside the code in an installed package, at the top level in a checkout."""
@@ -208,7 +205,7 @@ def make_job(config: Any, run_dir: Path) -> Job:
         recover=settings(RecoverSettings, values["recover"], "recover"),
         seed=values["seed"],
         run_dir=run_dir,
-        store=Path(values["run_root"]) / STORE,
+        store=Path(values["run_root"]),
         config=values,
     )
 

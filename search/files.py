@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from search.errors import DataError
 
@@ -17,7 +18,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, and renames it over `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield aside
         os.replace(aside, path)

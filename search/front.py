@@ -13,12 +13,14 @@ import numpy as np
 from hwmodels import Format, Network, Precision
 from hwmodels.precision import FLOAT_PRECISION
 from search.budget import Budget
+from search.errors import ConfigError, closest
 from search.objective import Objective
 from search.pareto import front as non_dominated
 from search.policy import Policy
 from search.quality.evaluate import Quality
 from search.sensitivity.choices import positions
 from search.trials import Trial
+from search.units import COST_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,35 +47,83 @@ class Member:
     trial: Trial | None = None
 
 
-def compose_front(
-    objective: Objective, trials: Sequence[Trial], winner: Trial, network: Network, inputs: Sequence[str]
-) -> list[Member]:
-    """Lists the float network, the uniform 8, 6 and 4-bit policies, and the measured front by falling cost.
+def front_costs(objective: Objective, costs: Sequence[str] = ()) -> tuple[str, ...]:
+    """The costs that the front is about beside quality: those given, or the primary cost where none are.
 
-    Uniform policies give every layer `intN` weights, and inputs of the same width where the space has them, else of the
-    widest it has.
+    Raises:
+        ConfigError: If a cost does not exist, is given twice, or is not known on this hardware.
+    """
+    if not costs:
+        return (objective.primary_cost,)
+    known = [name for name, cost in objective.pricing.reference("float").items() if not math.isnan(cost)]
+    for name in costs:
+        if name not in COST_NAMES:
+            raise ConfigError(f"strategy.costs names {name!r}{closest(name, COST_NAMES)}; allowed: {', '.join(known)}")
+        if name not in known:
+            raise ConfigError(
+                f"strategy.costs names {name}, which is not known on hardware {objective.pricing.cost_model.name}; "
+                f"allowed: {', '.join(known)}"
+            )
+    if len(set(costs)) < len(costs):
+        raise ConfigError(f"strategy.costs={list(costs)} names a cost twice; name each once")
+    return tuple(costs)
+
+
+def is_whole(trial: Trial) -> bool:
+    """Whether a trial was measured on the whole selection split, so that it may win and be on a front."""
+    return trial.state == "complete" and trial.fidelity == 1.0
+
+
+def price(trial: Trial, cost: str) -> float:
+    """A cost of a trial; infinite where it is not known."""
+    found = trial.cost[cost]
+    return math.inf if found is None else found
+
+
+def compose_front(
+    objective: Objective,
+    trials: Sequence[Trial],
+    winner: Trial,
+    network: Network,
+    inputs: Sequence[str],
+    costs: Sequence[str] = (),
+) -> list[Member]:
+    """Lists the float network, the uniform 8, 6 and 4-bit policies, and the measured front by falling first cost.
+
+    The front is every policy that no other beats in its drop and all of the costs, with the winner. Uniform policies
+    give every layer `intN` weights, and inputs of the same width where the space has them, else of the widest it has.
 
     Args:
-        objective: Knows the primary cost, which is what the front is about beside quality.
+        objective: Knows the primary cost.
         trials: Everything tried.
         winner: The trial that won.
         network: The layers.
         inputs: Input formats of the space.
+        costs: The costs that the front is about beside quality; none stands for the primary cost.
+
+    Raises:
+        ConfigError: If a cost is not known.
     """
+    costs = front_costs(objective, costs)
     members = [Member("float", "float", Policy.uniform(network, FLOAT_PRECISION))]
     formats = sorted((Format.parse(name) for name in inputs), key=lambda format: format.bits)
     for bits in UNIFORM_BITS:
         input_ = next((format for format in formats if format.bits == bits), formats[-1])
         precision = Precision(Format(bits), input_)
         members.append(Member("uniform", f"uniform {precision}", Policy.uniform(network, precision)))
-    complete = [trial for trial in trials if trial.state == "complete" and trial.fidelity == 1.0]
-    points = np.array([[objective.primary(trial), trial.drop] for trial in complete])
-    kept = [trial for trial, is_best in zip(complete, non_dominated(points, (False, False)), strict=True) if is_best]
-    kept = [trial for trial in kept if trial.number != winner.number]
-    for trial in sorted([*kept, winner], key=lambda trial: -objective.primary(trial)):
+    kept = [trial for trial in measured_front(trials, costs) if trial.number != winner.number]
+    for trial in sorted([*kept, winner], key=lambda trial: -price(trial, costs[0])):
         role: Role = "winner" if trial.number == winner.number else "front"
         members.append(Member(role, f"trial {trial.number}", trial.policy, trial))
     return members
+
+
+def measured_front(trials: Sequence[Trial], costs: Sequence[str]) -> list[Trial]:
+    """The trials, measured in full, that no other beats in its drop and all of these costs."""
+    whole = [trial for trial in trials if is_whole(trial)]
+    points = np.array([[*(price(trial, cost) for cost in costs), trial.drop] for trial in whole], dtype=float)
+    best = non_dominated(points.reshape(len(whole), len(costs) + 1), [False] * (len(costs) + 1))
+    return [trial for trial, is_best in zip(whole, best, strict=True) if is_best]
 
 
 def front_table(rows: Sequence[tuple[Member, Quality]], objective: Objective, budget: Budget) -> pd.DataFrame:

@@ -114,7 +114,8 @@ class Job:
         racing: How policies are raced against better ones; None where all are measured in full.
         recover: The repairs.
         seed: Seed of the strategy.
-        store: Folder where sensitivity tables are kept for all runs; None keeps each in its own run alone.
+        store: Folder of what is kept for all runs: sensitivity tables in `scores`, what policies scored in
+            `evaluations`; None keeps each in its own run alone.
         config: The settings as the user gave them, for the record and for telling whether a run may be resumed.
     """
 

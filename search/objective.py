@@ -172,7 +172,7 @@ class Objective:
         self.spent_seconds += trial.proposing_seconds
         if trial.state == "complete" and self._races(fidelity):
             self._incumbents.add(trial.policy, self.primary(trial), trial.drop, scores)
-        self._on_trial(trial, known is not None)
+        self._on_trial(trial, known is not None or (trial.is_measured and self._evaluator.was_served))
         self._asked = time.perf_counter()
         return trial
 

@@ -7,17 +7,25 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from search.front import is_whole
+from search.history import spending
 from search.plan import Plan
 from search.rundir import UNRELATED, RunDirectory, flat
 from search.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 """Status in run.json to MLflow's."""
 
 IDENTITY = ("task", "hardware", "strategy", "seed", "metric", "model", "data_fingerprint", "budget", "budget_reference")
 """Entries of run.json that become parameters, beside the configuration."""
+
+HYPERVOLUMES = ("hypervolume", "primary_hypervolume")
+"""Columns of history.csv by which searches are compared."""
 
 # Limits of MLflow's REST API on the length of names, parameters and tags: https://mlflow.org/docs/latest/rest-api.html
 KEY_LENGTH, PARAMETER_LENGTH, TAG_LENGTH = 250, 6000, 8000
@@ -31,7 +39,7 @@ class Point:
         key: Name of the metric.
         value: A finite number.
         time: Milliseconds since 1970, reckoned from the run directory, so that it is the same at every sync.
-        step: Number of the trial; 0 for what there is only one of.
+        step: Number of the trial, or of the evaluation where searches are to be compared; 0 for what there is one of.
     """
 
     key: str
@@ -81,12 +89,19 @@ def portray(run: RunDirectory) -> Portrait:
     tags = {name: _text(info[name], TAG_LENGTH) for name in shared if info.get(name) is not None}
     tags["bitplan.run_id"] = info["run_id"]
     outcome = {name: info[name] for name in ("digest", "verdict") if info.get(name)}
+    if "front_costs" in info:
+        outcome["front_costs"] = ", ".join(info["front_costs"])
     source = {"mlflow.source.name": "bitplan", "bitplan.run_dir": str(run.path.resolve())}
     if "git_commit" in tags:
         source["mlflow.source.git.commit"] = tags["git_commit"]
-    points = [*trial_points(run.trials(), started, info["higher_is_better"])]
+    trials, history = run.trials(), run.table("history.csv")
+    points = [*trial_points(trials, started), *best_points(trials, started, info["higher_is_better"])]
     points += [Point(f"winner/{key}", value, ended or started) for key, value in _known(winner_values(plan))]
     totals = {f"search/{name}": info.get(name) for name in ("evaluations", "seconds", "rank_correlation")}
+    if history is not None and len(history):
+        points += history_points(history, started)
+        last = history.iloc[-1]
+        totals |= {"search/spent_seconds": last["seconds"], **{f"search/{key}": last[key] for key in HYPERVOLUMES}}
     points += [Point(key, value, ended or started) for key, value in _known(totals)]
     return Portrait(
         name=f"{info['task']} {info['hardware']} {info['strategy']} seed {info['seed']}",
@@ -110,19 +125,36 @@ def parameters(info: Mapping[str, Any]) -> dict[str, str]:
     return {_key(key): _text(value, PARAMETER_LENGTH) for key, value in values.items()}
 
 
-def trial_points(trials: Iterable[Trial], started: int, higher_is_better: bool) -> Iterator[Point]:
-    """The metrics and costs of every trial at the step of its number, with the best quality measured in full so far."""
-    elapsed, best = 0.0, None
+def trial_points(trials: Iterable[Trial], started: int) -> Iterator[Point]:
+    """The metrics and costs of every trial at the step of its number."""
+    elapsed = 0.0
     for trial in trials:
-        elapsed += trial.seconds
+        elapsed += trial.seconds + trial.proposing_seconds
         values = {"seconds": trial.seconds, "fidelity": trial.fidelity, **trial.cost}
         prefix = "stopped/" if trial.state == "stopped" else ""  # estimates, not to be drawn beside full measurements
         values |= {f"{prefix}{key}": value for key, value in trial.metrics.items()}
-        if trial.state == "complete" and trial.fidelity == 1.0:
-            best = trial.quality if best is None else (max if higher_is_better else min)(best, trial.quality)
-            values["best_quality"] = best
         for key, value in _known(values):
             yield Point(_key(key), value, started + _milliseconds(elapsed), trial.number)
+
+
+def best_points(trials: Iterable[Trial], started: int, higher_is_better: bool) -> Iterator[Point]:
+    """The best quality measured in full so far, at the step of the evaluation, counted from 1.
+
+    Searches can be compared at equal evaluations: a trial over budget has a number, too, but spends none.
+    """
+    best = None
+    for trial, evaluations, seconds in spending(trials):
+        if is_whole(trial):
+            best = trial.quality if best is None else (max if higher_is_better else min)(best, trial.quality)
+            yield Point("best_quality", best, started + _milliseconds(seconds), math.ceil(evaluations))
+
+
+def history_points(history: pd.DataFrame, started: int) -> Iterator[Point]:
+    """The least loss and the hypervolumes so far, from history.csv, at the step of the evaluation, counted from 1."""
+    for row in history.to_dict("records"):
+        time, step = started + _milliseconds(row["seconds"]), math.ceil(row["evaluations"])
+        for key, value in _known({key: row[key] for key in ("best_loss", *HYPERVOLUMES)}):
+            yield Point(key, value, time, step)
 
 
 def winner_values(plan: Plan | None) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from search.errors import DataError
 from search.figures import style
 from search.figures.bits import allocation_info, draw_allocation, draw_members, members_info
 from search.figures.convergence import convergence_info, draw_convergence
-from search.figures.front import FrontInfo, draw_front, front_info
+from search.figures.front import FrontInfo, draw_front, front_infos
 from search.figures.interactive import plot_front
 from search.figures.layer_costs import draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import draw_sensitivity, sensitivity_info
@@ -65,9 +65,10 @@ def write_report(run: RunDirectory) -> Path:
         raise DataError(
             f"{run.path} holds no finished search to report on; repeat its command with run_dir={run.path} to finish it"
         )
-    best = front_info(front, run.trials(), about)
+    planes = front_infos(front, run.trials(), about)
+    history = run.table("history.csv")
     pictures = {}
-    for name, figure in _figures(run, plan, front, costs, best):
+    for name, figure in _figures(run, plan, front, costs, planes, history):
         image = style.png(figure)
         with replacing(run.file(f"figures/{name}.png")) as aside:
             aside.write_bytes(image)
@@ -81,15 +82,16 @@ def write_report(run: RunDirectory) -> Path:
         about=about,
         plan=plan,
         pictures=pictures,
-        best=best,
+        planes=planes,
         plotly=_plotly(),
-        interactive=_interactive(best),
+        interactive=_interactive(planes),
         notes=notes(about, plan),
         winner=winner_rows(plan),
         budget=budget_text(plan),
         drop=_drop(plan.quality, 4),
         size=quantity("weight_bytes", plan.cost["weight_bytes"].value),
-        cost=COST_NAMES[best.cost],
+        costs=[COST_NAMES[plane.cost] for plane in planes],
+        hypervolume=final_hypervolume(history),
         members=front_rows(front),
         roles=list(front["role"]),
         layers=layer_rows(plan, run.layers(), costs),
@@ -101,19 +103,25 @@ def write_report(run: RunDirectory) -> Path:
 
 
 def _figures(
-    run: RunDirectory, plan: Plan, front: pd.DataFrame, costs: pd.DataFrame, best: FrontInfo
+    run: RunDirectory,
+    plan: Plan,
+    front: pd.DataFrame,
+    costs: pd.DataFrame,
+    planes: Sequence[FrontInfo],
+    history: pd.DataFrame | None,
 ) -> Iterator[tuple[str, Figure]]:
     """Draws every figure of a run, by the name of its file."""
     layers, about = run.layers(), run.info()
-    yield "front", draw_front(best)
+    yield "front", draw_front(planes)
     yield "allocation", draw_allocation(allocation_info(plan, layers))
-    yield "members", draw_members(members_info(front, layers, best.cost))
+    yield "members", draw_members(members_info(front, layers, [plane.cost for plane in planes]))
     table = run.table("sensitivity.parquet")
     scores = None if table is None else sensitivity_info(table, plan)
     if scores:
         yield "sensitivity", draw_sensitivity(scores)
     yield "layer_costs", draw_layer_costs(layer_costs_info(plan, costs))
-    yield "convergence", draw_convergence(convergence_info(run.trials(), about, plan.selection.float_value))
+    convergence = convergence_info(run.trials(), about, plan.selection.float_value, history)
+    yield "convergence", draw_convergence(convergence)
 
 
 def _plotly() -> Markup:
@@ -123,11 +131,18 @@ def _plotly() -> Markup:
     return Markup(get_plotlyjs())
 
 
-def _interactive(best: FrontInfo) -> Markup:
+def _interactive(planes: Sequence[FrontInfo]) -> Markup:
     from markupsafe import Markup
 
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
-    return Markup(plot_front(best).to_html(full_html=False, include_plotlyjs=False, config=config, div_id="front-plot"))
+    figure = plot_front(planes)
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id="front-plot"))
+
+
+def final_hypervolume(history: pd.DataFrame | None) -> float | None:
+    """How much the front covers in the end; None where the run does not say."""
+    known = [] if history is None else history["hypervolume"].dropna().tolist()
+    return known[-1] if known else None
 
 
 def budget_text(plan: Plan) -> str:

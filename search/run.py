@@ -14,7 +14,8 @@ import numpy as np
 from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
 from search.errors import BitplanError
-from search.front import compose_front, front_table, rank_correlation, rank_correlations
+from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
+from search.history import history_table
 from search.job import Job, Result
 from search.objective import Objective, SpentError
 from search.plan import fingerprint
@@ -24,6 +25,7 @@ from search.pricing import Pricing
 from search.progress import Progress
 from search.quality.evaluate import Evaluator, Quality
 from search.quality.loop_repair import LoopRepair, choose_repair
+from search.quality.store import open_store
 from search.quantize.fold import fold_batch_norm
 from search.quantize.simulate import QuantizedModel
 from search.recover import Gain, parse_steps, recover
@@ -37,6 +39,9 @@ from search.strategies.projection import Projection
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
 from search.trials import Trial, TrialLog
+
+TABLES, EVALUATIONS = "scores", "evaluations"
+"""Folders of the store: sensitivity tables, and what policies scored sample by sample."""
 
 
 def search(
@@ -92,7 +97,12 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     progress.stage("calibrating ranges")
     simulated = QuantizedModel(folded.model, network, job.quantizer, reuse_memory=True)
     simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
-    evaluator = Evaluator(task, simulated, run.path, job.racing)
+    store = None
+    if job.store:
+        model = fingerprint(task.model)
+        store = open_store(job.store / EVALUATIONS, task, simulated, model, lambda why: run.update(not_shared=why))
+    racing = None if strategy.costs else job.racing  # a race is about one cost
+    evaluator = Evaluator(task, simulated, run.path, racing, store=store)
     evaluator.float_scores("selection")
     if job.quantizer.repair == "auto":
         progress.stage("choosing what choices repair")
@@ -107,12 +117,13 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         middle = _middle(space, job.recover.at)
         repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path, "before")
         simulated, gains = repaired.simulated, repaired.gains
-        evaluator = evaluator.of(simulated)
+        evaluator = evaluator.of(simulated, [job.recover.before, middle.to_dict()])
 
     def score() -> SensitivityTable:
         progress.stage("scoring choices")
+        tables = job.store / TABLES if job.store else None
         table = score_space(
-            task, simulated, space, job.sensitivity, run.path, made_from(job, simulated), job.store, progress.step
+            task, simulated, space, job.sensitivity, run.path, made_from(job, simulated), tables, progress.step
         )
         run.write_table("sensitivity.parquet", table.to_frame(space))
         progress.stage("measuring policies")
@@ -132,6 +143,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         on_trial=progress.trial,
         starts=lambda objective: starting_policies(strategy, objective, job.seed),
     )
+    costs = front_costs(objective, strategy.costs)
     with suppress(SpentError):
         strategy.search(space, objective, np.random.default_rng(job.seed))
     ensure_measured(objective, log)
@@ -143,11 +155,12 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     def on_report(policy: Policy, key: str) -> Quality:
         return reports.get(key) or reports.add(key, evaluator.measure(policy, "report"))
 
-    members = compose_front(objective, log.trials, winner, network, job.space.input)
+    members = compose_front(objective, log.trials, winner, network, job.space.input, costs)
     front = front_table(
         [(member, on_report(member.policy, member.policy.digest)) for member in members], objective, budget
     )
     run.write_table("front.csv", front)
+    run.write_table("history.csv", history_table(objective, log.trials, costs))
 
     selection, report_key = Quality.of_trial(winner.metrics), winner.digest
     if job.recover.steps:
@@ -165,6 +178,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         evaluations=round(objective.spent_evaluations, 3),
         limits=limits,
         primary_cost=objective.primary_cost,
+        front_costs=list(costs),
         rank_correlation=rank_correlation(log.trials),
         proofs=proofs(objective.sensitivity, pricing, variable_limits(pricing, limits))
         if limits and objective.is_scored

@@ -7,6 +7,7 @@ costs.parquet       every choice of every layer, priced
 trials.jsonl        every policy tried
 report.jsonl        what was measured on the report split
 front.csv           float, uniform baselines, the front and the winner
+history.csv         after every measurement: what was spent, the best so far, and the hypervolume of the front so far
 plan.json           the plan, with plan.safetensors
 report.html         the report, with figures/*.png
 .hydra/             the configuration as Hydra composed it
@@ -149,7 +150,7 @@ class RunDirectory:
             table.to_csv(aside, index=False) if name.endswith(".csv") else table.to_parquet(aside, index=False)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """Reads `front.csv`, `sensitivity.parquet` or `costs.parquet`; None where the run has none."""
+        """Reads `front.csv`, `history.csv`, `sensitivity.parquet` or `costs.parquet`; None where the run has none."""
         import pandas as pd
 
         if not self.file(name).is_file():

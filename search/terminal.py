@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.units import COST_NAMES, interval, quantity, significant
@@ -41,8 +41,13 @@ def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
     return table
 
 
-def front_table(front: pd.DataFrame, plan: Plan) -> Table:
-    """The front beside the float network and the uniform baselines."""
+SHOWN = ("average_weight_bits", "effective_bits", "weight_bytes", "latency_s", "energy_j")
+"""Costs with columns of their own, whatever the front is about."""
+
+
+def front_table(front: pd.DataFrame, plan: Plan, costs: Sequence[str] = ()) -> Table:
+    """The front beside the float network and the uniform baselines, with a column for each further cost it is about."""
+    further = [cost for cost in costs if cost not in SHOWN]
     tiers = {name: cost.tier for name, cost in plan.cost.items()}
     table = plain_table(
         f"{plan.task} on {plan.hardware}: {plan.quality.metric} on the report split ({plan.quality.samples} samples)",
@@ -55,6 +60,7 @@ def front_table(front: pd.DataFrame, plan: Plan) -> Table:
             "size",
             f"latency ({tiers['latency_s']})",
             f"energy ({tiers['energy_j']})",
+            *(COST_NAMES[cost] for cost in further),
             "budget",
         ],
     )
@@ -70,6 +76,7 @@ def front_table(front: pd.DataFrame, plan: Plan) -> Table:
             f"{quantity('weight_bytes', row['weight_bytes'])} ({row['size_ratio']:.3f}x)",
             quantity("latency_s", row["latency_s"]),
             quantity("energy_j", row["energy_j"]),
+            *(quantity(cost, row[cost]) for cost in further),
             verdict,
             style=style,
         )
@@ -79,7 +86,8 @@ def front_table(front: pd.DataFrame, plan: Plan) -> Table:
 def print_result(result: Result, console: Console) -> None:
     """Prints what a search found and which files it wrote."""
     plan, run = result.plan, result.run
-    console.print(front_table(result.front, plan))
+    costs = run.info().get("front_costs", [])
+    console.print(front_table(result.front, plan, costs if len(costs) > 1 else ()))
     limits = ", ".join(f"{name} {value:g}" for name, value in plan.budget.limits.items()) or "none"
     style, quality = VERDICT_STYLE[plan.budget.verdict], plan.quality
     drop = interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
@@ -101,7 +109,16 @@ def print_result(result: Result, console: Console) -> None:
         each = "; ".join(f"{name} {each['spearman']:.2f}, {each['kendall']:.2f}" for name, each in found.items())
         console.print(f"Spearman, Kendall of every predictor: {each}", highlight=False, soft_wrap=True)
     console.print(f"Costs: {plan.cost_source}", style="dim", highlight=False, soft_wrap=True)
-    names = ("plan.json", "plan.safetensors", "report.html", "figures", "front.csv", "trials.jsonl", "layers.json")
+    names = (
+        "plan.json",
+        "plan.safetensors",
+        "report.html",
+        "figures",
+        "front.csv",
+        "history.csv",
+        "trials.jsonl",
+        "layers.json",
+    )
     written = [name for name in names if run.file(name).exists()]
     console.print(f"Wrote {run.path}: {', '.join(written)}", highlight=False, soft_wrap=True, markup=False)
 

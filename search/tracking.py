@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-FILES = ("run.json", "layers.json", "trials.jsonl", "front.csv", "plan.json", "plan.safetensors", "report.html")
+FILES = (
+    *("run.json", "layers.json", "trials.jsonl", "front.csv", "history.csv"),
+    *("plan.json", "plan.safetensors", "report.html"),
+)
 FOLDERS = ("figures", ".hydra")
 
 # Seconds and retries granted to a tracking server where the user's environment says nothing: little until it has
@@ -176,11 +179,19 @@ def _log(client: MlflowClient, run: Run, portrait: Portrait) -> None:
 
     run_id, data = run.info.run_id, run.data
     series = {key for key, count in Counter(point.key for point in portrait.points).items() if count > 1}
-    there = {(key, old.step) for key in series & {*data.metrics} for old in client.get_metric_history(run_id, key)}
+    there = {
+        (key, old.step, old.timestamp)
+        for key in series & {*data.metrics}
+        for old in client.get_metric_history(run_id, key)
+    }
     metrics = [
         Metric(point.key, point.value, point.time, point.step)
         for point in portrait.points
-        if ((point.key, point.step) not in there if point.key in series else data.metrics.get(point.key) != point.value)
+        if (
+            (point.key, point.step, point.time) not in there
+            if point.key in series
+            else data.metrics.get(point.key) != point.value
+        )
     ]
     parameters = [Param(key, value) for key, value in portrait.parameters.items() if key not in data.params]
     tags = [RunTag(key, value) for key, value in portrait.tags.items() if data.tags.get(key) != value]

@@ -30,6 +30,15 @@ MEASURED = [
     Trial(4, POLICIES[2], 1.0, {"quality": 0.7}, {"weight_bytes": 40.0}, 2.0, "complete"),
 ]
 
+HISTORY = {
+    "trial": [0, 1, 3, 4],
+    "evaluations": [1.0, 1.5, 2.5, 3.5],
+    "seconds": [2.0, 3.0, 5.0, 7.0],
+    "best_loss": [0.1, 0.1, 0.05, 0.05],
+    "hypervolume": [0.4, 0.4, 0.5, 0.6],
+    "primary_hypervolume": [0.5, 0.5, 0.6, 0.7],
+}
+
 
 def start(path: Path, run_id: str = "a" * 32) -> RunDirectory:
     """Writes what a run directory holds when a search starts."""
@@ -78,6 +87,7 @@ def write_front(run: RunDirectory, trials: list[tuple[str, Trial]]) -> None:
 def finish(run: RunDirectory) -> None:
     """Writes what a search adds at its end."""
     write_front(run, [("front", MEASURED[0]), ("winner", MEASURED[3])])
+    run.write_table("history.csv", pd.DataFrame(HISTORY))
     make_plan().save(run.file("plan.json"))
     for name in ("report.html", "figures/front.png", ".hydra/config.yaml"):
         run.file(name).parent.mkdir(exist_ok=True)

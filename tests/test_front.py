@@ -14,9 +14,18 @@ from tiny import Bench
 
 from hwmodels import Precision
 from search.budget import Budget
-from search.front import Member, compose_front, front_table, rank_correlation, verdict
+from search.front import (
+    Member,
+    compose_front,
+    front_costs,
+    front_table,
+    measured_front,
+    rank_correlation,
+    verdict,
+)
 from search.policy import Policy
 from search.quality.evaluate import Quality
+from search.run import best_trial
 from search.trials import Trial
 
 ALLOW = SimpleNamespace(evaluations=50, seconds=None)
@@ -52,6 +61,49 @@ def test_members(bench: Bench, objective) -> None:
     assert [member.role for member in members[4:]].count("winner") == 1
     costs = [trial.cost["weight_bytes"] for trial in shown]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_members_of_two_costs_are_those_no_other_beats(bench: Bench, objective) -> None:
+    rng = np.random.default_rng(1)
+    trials = [objective(bench.space.sample(rng)) for _ in range(40)]
+    complete = [trial for trial in trials if trial.state == "complete"]
+    winner = min(complete, key=objective.rank)
+    costs = ["bit_ops", "weight_bytes"]
+    members = compose_front(objective, trials, winner, bench.network, ["uint8"], costs)[4:]
+    points = {trial.number: (trial.cost["bit_ops"], trial.cost["weight_bytes"], trial.drop) for trial in complete}
+
+    def is_beaten(number: int) -> bool:
+        own = points[number]
+        return any(point != own and all(p <= o for p, o in zip(point, own, strict=True)) for point in points.values())
+
+    best = {points[number] for number in points if not is_beaten(number)}
+    assert {points[member.trial.number] for member in members} == best | {points[winner.number]}
+    prices = [member.trial.cost["bit_ops"] for member in members]
+    assert prices == sorted(prices, reverse=True)
+    alone = [compose_front(objective, trials, winner, bench.network, ["uint8"], [cost])[4:] for cost in costs]
+    assert len(members) > max(map(len, alone)), "the example has no policy that two costs alone keep"
+
+
+def test_one_cost_is_the_primary_one_unless_it_is_named(bench: Bench, objective) -> None:
+    rng = np.random.default_rng(0)
+    trials = [objective(bench.space.sample(rng)) for _ in range(25)]
+    winner = best_trial(objective, trials)
+    members, named = (
+        compose_front(objective, trials, winner, bench.network, ["uint8"], costs) for costs in ([], ["weight_bytes"])
+    )
+    assert members == named
+    assert front_costs(objective) == ("weight_bytes",)
+    assert front_costs(objective, ["effective_bits", "bit_ops"]) == ("effective_bits", "bit_ops")
+
+
+def test_a_cost_that_is_not_known_is_the_worst() -> None:
+    known, unknown = (
+        Trial(number, Policy({}), 1.0, {"quality": 1.0, "drop": 0.0}, {"latency_s": cost}, 0.1, "complete")
+        for number, cost in enumerate([1.0, None])
+    )
+    assert measured_front([unknown, known], ["latency_s"]) == [known]
+    assert measured_front([unknown], ["latency_s"]) == [unknown]
+    assert measured_front([], ["latency_s"]) == []
 
 
 def test_table(bench: Bench, objective) -> None:

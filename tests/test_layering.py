@@ -36,6 +36,7 @@ ORDER = (
         "starts",
         "job",
         "front",
+        "history",
         "planning",
         "progress",
         "run",

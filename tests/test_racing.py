@@ -405,7 +405,7 @@ def test_tpe_learns_from_stopped_trials(tmp_path: Path, monkeypatch: pytest.Monk
     told: list[float] = []
     tell = optuna.study.Study.tell
     monkeypatch.setattr(
-        optuna.study.Study, "tell", lambda self, trial, loss: told.append(loss) or tell(self, trial, loss)
+        optuna.study.Study, "tell", lambda self, trial, losses: told.extend(losses) or tell(self, trial, losses)
     )
     trials, _ = searched(racing_bench(), tmp_path / "run", Tpe(10))
     stopped = [t for t in trials if t.state == "stopped"]

@@ -31,7 +31,7 @@ from search.figures.bits import (
     members_info,
 )
 from search.figures.convergence import convergence_info, draw_convergence
-from search.figures.front import Point, draw_front, front_info
+from search.figures.front import ELSEWHERE, FrontInfo, Point, draw_front, front_infos
 from search.figures.interactive import error_bars, hover_text, plot_front
 from search.figures.layer_costs import LayerCostsInfo, draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import Panel, SensitivityInfo, draw_sensitivity, sensitivity_info
@@ -43,6 +43,7 @@ from search.run import search
 from search.rundir import RunDirectory
 from search.strategies.baselines import RandomSearch
 from search.strategies.solver import Solver
+from search.terminal import front_table
 from search.trials import Trial
 from search.units import interval, log_ticks, quantity, significant, unit_for
 
@@ -112,7 +113,9 @@ def about(**changes: object) -> dict[str, object]:
     } | changes
 
 
-def row(role: str, size: float, drop: float, margin: float = 0.01, name: str = "") -> dict[str, object]:
+def row(
+    role: str, size: float, drop: float, margin: float = 0.01, name: str = "", latency: float = 0.0
+) -> dict[str, object]:
     return {
         "role": role,
         "name": name or role,
@@ -122,7 +125,8 @@ def row(role: str, size: float, drop: float, margin: float = 0.01, name: str = "
         "drop_low": drop - margin,
         "drop_high": drop + margin,
         "weight_bytes": size,
-        "latency_s": size * 1e-6,
+        "latency_s": latency or size * 1e-6,
+        "selection_quality": 0.9 - drop,
         "average_weight_bits": 4.0,
         "policy": json.dumps({"a": "int4/uint8", "b": "int2/float"}),
     }
@@ -140,11 +144,30 @@ FRONT = pd.DataFrame(
 )
 
 
+TWO = ["weight_bytes", "latency_s"]
+TWO_COSTS = pd.DataFrame(
+    [
+        row("float", 32768, 0.0, latency=0.009),
+        row("uniform", 8192, 0.01, name="uniform int8/uint8", latency=0.004),
+        row("winner", 4000, 0.02, name="trial 1", latency=0.005),
+        row("front", 3000, 0.05, name="trial 2", latency=0.006),
+        row("front", 3500, 0.06, name="trial 3", latency=0.003),
+        row("front", 6000, 0.01, name="trial 4", latency=0.004),
+    ]
+)
+
+
+def plane(front: pd.DataFrame, trials: list[Trial], said: dict[str, object]) -> FrontInfo:
+    """The only plane of a front of one cost."""
+    (info,) = front_infos(front, trials, said)
+    return info
+
+
 def trial(
     number: int, quality: float | None, size: float = 3500.0, seconds: float = 1.0, fidelity: float = 1.0
 ) -> Trial:
     metrics = {} if quality is None else {"quality": quality, "drop": 0.9 - quality}
-    costs = {"weight_bytes": size, "average_weight_bits": 4.0}
+    costs = {"weight_bytes": size, "latency_s": size * 1e-6, "average_weight_bits": 4.0}
     policy = Policy.from_dict({"a": f"int{2 + number % 7}/uint8"})
     return Trial(number, policy, fidelity, metrics, costs, seconds, "infeasible" if quality is None else "complete")
 
@@ -243,7 +266,7 @@ def test_text_can_be_read_on_every_bit_colour_and_few_bits_are_lighter() -> None
 
 def test_front_info_scales_costs_and_turns_drops_into_quality() -> None:
     trials = [trial(7, 0.88), trial(8, None, 9000), trial(9, 0.1), trial(10, 0.9, fidelity=0.5)]
-    info = front_info(FRONT, trials, about())
+    info = plane(FRONT, trials, about())
     assert info.unit == ("KiB", 1024.0)
     assert [p.name for p in info.members] == ["trial 3", "trial 2", "trial 1"]
     assert info.winner.cost == 4000 / 1024
@@ -257,7 +280,7 @@ def test_front_info_scales_costs_and_turns_drops_into_quality() -> None:
 
 
 def test_failures_do_not_squash_the_view_and_are_counted() -> None:
-    info = front_info(FRONT, [trial(7, 0.88), trial(9, 0.1)], about())
+    info = plane(FRONT, [trial(7, 0.88), trial(9, 0.1)], about())
     assert 0.8 < info.view[0] < 0.85
     assert 0.9 < info.view[1] < 0.93
     assert info.hidden == 2  # trials 3 and 9
@@ -269,7 +292,7 @@ def test_failures_do_not_squash_the_view_and_are_counted() -> None:
 
 def test_lower_is_better_turns_intervals_round() -> None:
     table = FRONT.assign(quality=2.0 + FRONT["drop"])
-    info = front_info(table, [], about(higher_is_better=False, budget={"quality_drop": 0.03}, limits={}))
+    info = plane(table, [], about(higher_is_better=False, budget={"quality_drop": 0.03}, limits={}))
     assert (info.winner.low, info.winner.quality, info.winner.high) == pytest.approx((2.01, 2.02, 2.03))
     assert info.quality_limit == pytest.approx(2.03)
     assert info.cost_limit is None
@@ -278,18 +301,18 @@ def test_lower_is_better_turns_intervals_round() -> None:
 
 def test_fronts_without_interval_or_with_one_member_are_drawn() -> None:
     table = FRONT[FRONT["role"].isin(["float", "uniform", "winner"])].assign(drop_low=math.nan, drop_high=math.inf)
-    info = front_info(table, [], about())
+    info = plane(table, [], about())
     assert info.members == (info.winner,)
     assert math.isnan(info.winner.low)
     assert math.isnan(info.winner.high)
-    assert inside(draw_front(info))
-    assert plot_front(info).data[0].error_y.array == (0.0,)
+    assert inside(draw_front([info]))
+    assert plot_front([info]).data[0].error_y.array == (0.0,)
 
 
 def test_interactive_front_shows_the_same_as_the_picture() -> None:
     trials = [trial(7, 0.88), trial(8, None, 9000)]
-    info = front_info(FRONT, trials, about())
-    traces = {trace.name: trace for trace in plot_front(info).data}
+    info = plane(FRONT, trials, about())
+    traces = {trace.name: trace for trace in plot_front([info]).data}
     assert list(traces) == [
         *("over budget, not measured", "other trials (selection split)", "front", "float and uniform"),
         *("winner", "budget"),
@@ -299,17 +322,71 @@ def test_interactive_front_shows_the_same_as_the_picture() -> None:
     assert traces["front"].error_y.array[-1] == pytest.approx(0.01)
     assert traces["float and uniform"].y[2] == info.view[0]
     assert traces["float and uniform"].error_y.array[2] == 0  # drawn at the edge, hence without its interval
-    labels = [entry.get_text() for entry in draw_front(info).legends[0].get_texts()]
+    figure = draw_front([info])
+    labels = [entry.get_text() for entry in figure.legends[0].get_texts()]
     assert sorted(labels) == sorted(traces)
+    assert inside(figure), "the legend of everything there is fits"
 
 
 def test_hover_text_is_escaped_and_complete() -> None:
-    point = Point("<trial>", "abc", 4.0, 0.88, 0.87, 0.89, 3.5, 4096.0)
-    info = front_info(FRONT, [], about(primary_cost="latency_s", limits={}))
+    costs = {"weight_bytes": 4096.0, "latency_s": 0.002, "average_weight_bits": 3.5}
+    point = Point("<trial>", "abc", 4.0, 0.88, 0.87, 0.89, 3.5, costs)
+    info = plane(FRONT, [], about(primary_cost="latency_s", limits={}))
     said = hover_text(point, info)
-    for part in ("&lt;trial&gt;", "abc", "0.8800 [0.8700, 0.8900]", "3.50 bits", "4.000 KiB", "latency"):
+    for part in ("&lt;trial&gt;", "abc", "0.8800 [0.8700, 0.8900]", "3.50 bits", "4.000 KiB", "latency 2.000 ms"):
         assert part in said
+    assert said.count("average") == 1
     assert error_bars([point])["arrayminus"] == pytest.approx([0.01])
+
+
+def test_every_cost_of_a_front_has_its_plane() -> None:
+    said = about(front_costs=TWO, limits={"latency_s": 0.007})
+    size, latency = front_infos(TWO_COSTS, [trial(7, 0.8), trial(8, None, 9000)], said)
+    assert (size.cost, latency.cost) == tuple(TWO)
+    assert [p.name for p in size.members] == ["trial 2", "trial 3", "trial 1", "trial 4"]
+    assert [p.name for p in size.steps] == ["trial 2", "trial 1", "trial 4"]
+    assert [p.name for p in size.elsewhere] == ["trial 3"]
+    assert [p.name for p in latency.steps] == ["trial 3", "trial 4"]
+    assert [p.name for p in latency.elsewhere] == ["trial 1", "trial 2"]
+    assert (size.cost_limit, latency.cost_limit) == (None, 7.0)
+    assert (size.infeasible, latency.infeasible) == ((9000 / 1024,), (9.0,))
+    assert size.view == latency.view
+    assert size.winner.costs == latency.winner.costs == {"weight_bytes": 4000, "latency_s": 0.005}
+    worse = TWO_COSTS.assign(quality=1 + TWO_COSTS["drop"], selection_quality=1 + TWO_COSTS["drop"])
+    lower = front_infos(worse, [], said | {"higher_is_better": False})
+    assert [[p.name for p in info.steps] for info in lower] == [[p.name for p in i.steps] for i in (size, latency)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_planes_are_drawn_beside_each_other(count: int) -> None:
+    costs = [*TWO, "average_weight_bits", "energy_j"][:count]
+    trials = [trial(7, 0.88), trial(8, None, 9000)]
+    for item in trials:
+        item.cost["energy_j"] = 1e-6
+    infos = front_infos(TWO_COSTS.assign(energy_j=2e-6), trials, about(front_costs=costs))
+    figure = draw_front(infos)
+    assert inside(figure)
+    assert len(figure.axes) == count
+    assert len({axis.get_ylim() for axis in figure.axes}) == 1
+    assert [bool(axis.get_ylabel()) for axis in figure.axes] == [place % 2 == 0 for place in range(count)]
+    chart = plot_front(infos)
+    labels = [entry.get_text() for entry in figure.legends[0].get_texts()]
+    assert ELSEWHERE in labels
+    named = [trace.name for trace in chart.data if trace.showlegend]
+    assert sorted(named) == sorted(labels), "one entry of the legend for all panels"
+    assert {trace.legendgroup for trace in chart.data} == set(labels)
+    fronts = [trace for trace in chart.data if trace.name == "front"]
+    assert [trace.x for trace in fronts] == [tuple(p.cost for p in info.steps) for info in infos]
+    assert len({(trace.xaxis, trace.yaxis) for trace in chart.data}) == count
+
+
+def test_names_of_baselines_make_way_for_each_other() -> None:
+    info = plane(FRONT, [], about())
+    assert [info.name_side(p) for p in info.baselines] == ["right"] * 3
+    rows = [row("uniform", size, drop, name=f"uniform {size}") for size, drop in ((30000, 0.001), (20000, 0.0))]
+    crowded = plane(pd.concat([FRONT, pd.DataFrame(rows)]), [], about())
+    sides = {p.name: crowded.name_side(p) for p in crowded.baselines}
+    assert sides == {"float": "right", "int8/uint8": "right", "int4/uint4": "right", "30000": "bottom", "20000": "top"}
 
 
 # Convergence
@@ -318,7 +395,8 @@ def test_hover_text_is_escaped_and_complete() -> None:
 def test_best_so_far_counts_what_was_spent() -> None:
     trials = [trial(0, 0.8), trial(1, None), trial(2, 0.99, fidelity=0.5), trial(3, 0.7, seconds=2), trial(4, 0.85)]
     info = convergence_info(trials, about(), 0.9)
-    assert info.seconds == (1, 2, 4, 5)
+    assert info.evaluations == (1, 1.5, 2.5, 3.5)
+    assert info.seconds == (1, 3, 5, 6)  # the second is that of the policy over budget
     assert info.best == (0.8, 0.8, 0.8, 0.85)
     np.testing.assert_array_equal(info.values, [0.8, math.nan, 0.7, 0.85])
     assert info.reference == 0.9
@@ -332,6 +410,25 @@ def test_best_so_far_is_the_cost_where_the_budget_limits_the_drop() -> None:
     assert "KiB" in info.label
     assert info.reference is None
     assert inside(draw_convergence(info))
+
+
+def test_hypervolume_is_drawn_below_the_best() -> None:
+    trials = [trial(0, 0.8), trial(1, None), trial(2, 0.85), trial(3, 0.7)]
+    history = pd.DataFrame({"trial": [0, 2, 3], "hypervolume": [0.0, 0.4, 0.45]})
+    info = convergence_info(trials, about(front_costs=TWO), 0.9, history)
+    assert info.hypervolume == (0, 0.4, 0.45)
+    assert info.costs == ("stored size", "latency")
+    figure = draw_convergence(info)
+    assert inside(figure)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy (selection split)", "", "hypervolume", ""]
+    for axis in figure.axes[2:]:
+        (line,) = axis.get_lines()
+        assert list(line.get_ydata()) == [0, 0.4, 0.45]
+    low, high = figure.axes[2].get_ylim()
+    assert 0.35 < low < 0.4 < 0.45 < high < 0.5
+    unknown = convergence_info(trials, about(), 0.9, history.assign(hypervolume=math.nan))
+    assert len(draw_convergence(unknown).axes) == 2
+    np.testing.assert_array_equal(convergence_info(trials, about(), 0.9, history[:2]).hypervolume, [0, 0.4, math.nan])
 
 
 def test_convergence_of_nothing_is_drawn() -> None:
@@ -410,7 +507,7 @@ def test_allocation_and_members_tell_the_formats(solved: RunDirectory) -> None:
     info = allocation_info(plan, layers)
     assert info.kinds == ("conv", "conv", "conv", "linear")
     assert [str(format) for format in info.weights] == [layer.weight for layer in plan.layers]
-    members = members_info(front, layers, "weight_bytes")
+    members = members_info(front, layers, ["weight_bytes"])
     assert members.weights[members.winner] == info.weights
     assert len(members.members) == front["role"].isin(["front", "winner"]).sum()
 
@@ -418,7 +515,7 @@ def test_allocation_and_members_tell_the_formats(solved: RunDirectory) -> None:
 def test_many_members_are_cut_to_those_around_the_winner() -> None:
     rows = [row("front", size, 0.0, name=f"trial {size}") for size in range(100)]
     rows[90]["role"] = "winner"
-    info = members_info(pd.DataFrame(rows), [{"name": "a"}, {"name": "b"}], "weight_bytes")
+    info = members_info(pd.DataFrame(rows), [{"name": "a"}, {"name": "b"}], ["weight_bytes"])
     assert len(info.members) == 40
     assert info.members[info.winner].startswith("trial 90:")
     assert info.weights[0] == (Format(4), Format(2))
@@ -478,13 +575,13 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    style.png(draw_front(front_info(FRONT, [trial(7, 0.88)], about())))
+    style.png(draw_front([plane(FRONT, [trial(7, 0.88)], about())]))
     assert dict(mpl.rcParams) == before
 
 
 def test_the_same_figure_is_the_same_file() -> None:
-    info = front_info(FRONT, [trial(7, 0.88)], about())
-    assert style.png(draw_front(info)) == style.png(draw_front(info))
+    info = plane(FRONT, [trial(7, 0.88)], about())
+    assert style.png(draw_front([info])) == style.png(draw_front([info]))
 
 
 # Tables and words
@@ -516,6 +613,16 @@ def test_budgets_in_words(solved: RunDirectory) -> None:
     assert words(size_ratio=0.3) == "size at most 0.3 of float"
     assert words(weight_bytes=2048, quality_drop=0.01) == "stored size at most 2.00 KiB, drop of quality at most 0.01"
     assert words() == "no limit"
+
+
+def test_terminal_shows_every_cost_the_front_is_about(solved: RunDirectory) -> None:
+    plan, front = solved.plan(), solved.table("front.csv")
+    assert plan is not None
+    assert front is not None
+    plain, both = front_table(front, plan), front_table(front, plan, ["weight_bytes", "bit_ops"])
+    names = [str(column.header) for column in plain.columns]
+    assert [str(column.header) for column in both.columns] == [*names[:-1], "bit operations", names[-1]]
+    assert list(both.columns[-2].cells) == [quantity("bit_ops", value) for value in front["bit_ops"]]
 
 
 REPAIRS = {"gptq": 0.25, "bias_correction": 0.75}
@@ -594,9 +701,38 @@ def test_strategies_without_sensitivities_say_so(sampled: RunDirectory) -> None:
     assert "The search was called from Python without a configuration." in said
 
 
+def test_a_front_of_two_costs_is_reported(solved: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(solved.path, tmp_path / "run")
+    run = RunDirectory.existing(tmp_path / "run")
+    run.update(front_costs=["weight_bytes", "bit_ops"])
+    numbers = [trial.number for trial in run.trials() if trial.state != "infeasible"]
+    spent = range(1, len(numbers) + 1)
+    volumes = [1 - 0.5**count for count in spent]
+    run.write_table("history.csv", pd.DataFrame({"trial": numbers, "evaluations": spent, "hypervolume": volumes}))
+    write_report(run)
+    said = text(run)
+    assert "Stored size and bit operations against accuracy on the report split" in said
+    assert "hollow dots are on the front for another cost" in said
+    assert f"(stored size, bit operations; selection split); {volumes[-1]:.4f} in the end" in said
+    for name, sizes in (("front", (2300, 800)), ("convergence", (1600, 900))):
+        with Image.open(run.file(f"figures/{name}.png")) as image:
+            assert image.width == sizes[0]
+            assert image.height >= sizes[1]
+    assert "undefined" not in said
+    assert "hollow dots" not in text(solved)
+
+
 def test_report_needs_nothing_but_the_directory_and_repeats_itself(solved: RunDirectory, tmp_path: Path) -> None:
-    names = ("run.json", "layers.json", "costs.parquet", "sensitivity.parquet", "trials.jsonl", "front.csv")
-    for name in (*names, "plan.json", "plan.safetensors"):
+    names = (
+        "run.json",
+        "layers.json",
+        "costs.parquet",
+        "sensitivity.parquet",
+        "trials.jsonl",
+        "front.csv",
+        "history.csv",
+    )
+    for name in (*filter(lambda name: solved.file(name).exists(), names), "plan.json", "plan.safetensors"):
         shutil.copy(solved.file(name), tmp_path / name)
     copy = RunDirectory.existing(tmp_path)
     assert write_report(copy) == tmp_path / "report.html"

@@ -16,9 +16,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from filelock import FileLock
-from rundirs import MEASURED, POLICIES, finish, measure, start, write_front
+from rundirs import HISTORY, MEASURED, POLICIES, finish, measure, start, write_front
 
 from search.config import TrackingSettings
 from search.errors import DataError
@@ -124,7 +125,24 @@ def test_a_finished_run_is_shown_with_its_front(root: Path, finished: RunDirecto
     assert (final["winner/drop"], final["winner/drop_low"], final["winner/drop_high"]) == (0.01, 0.0, 0.02)
     assert (final["winner/weight_bytes"], final["search/evaluations"]) == (60.0, 4.0)
     assert "winner/energy_j" not in final
-    records = ["front.csv", "layers.json", "plan.json", "plan.safetensors", "report.html", "run.json", "trials.jsonl"]
+    assert (final["search/hypervolume"], final["search/spent_seconds"]) == (0.6, 7.0)
+    assert [(step, value) for key, step, _, value in history if key == "best_quality"] == [
+        (1, 0.9),
+        (3, 0.95),
+        (4, 0.95),
+    ]
+    volumes = [(step, value) for key, step, _, value in history if key == "hypervolume"]
+    assert volumes == [(1, 0.4), (2, 0.4), (3, 0.5), (4, 0.6)]
+    records = [
+        "front.csv",
+        "history.csv",
+        "layers.json",
+        "plan.json",
+        "plan.safetensors",
+        "report.html",
+        "run.json",
+        "trials.jsonl",
+    ]
     assert files == [".hydra/config.yaml", "figures/front.png", *records]
 
     assert (front[0], winner[0]) == ("trial 0, 4.50 bits", "winner, trial 3, 4.50 bits")
@@ -204,8 +222,19 @@ def test_a_sync_cut_short_is_made_good_by_the_next(
     portrait = portray(finished)
     assert [run[2][0] for run in (parent, front, winner)] == ["FINISHED"] * 3
     assert sorted((p.key, p.step, p.time, p.value) for p in portrait.points) == parent[5]
-    assert len(parent[6]) == 9
+    assert len(parent[6]) == 10
     assert (front[6], winner[6]) == (["policy.json"], ["policy.json"])
+
+
+def test_several_measurements_of_one_evaluation_are_all_shown(root: Path) -> None:
+    run = start(root / "raced")
+    table = pd.DataFrame(HISTORY).assign(evaluations=[1.0, 1.25, 1.5, 1.75])
+    for count in (2, 4, 4):
+        run.write_table("history.csv", table[:count])
+        sync(run, SETTINGS, root)
+    [(*_, history, _files)] = shown(root)
+    volumes = [(step, value) for key, step, _, value in history if key == "hypervolume"]
+    assert volumes == [(1, 0.4), (2, 0.4), (2, 0.5), (2, 0.6)]
 
 
 def test_a_deleted_database_is_rebuilt(root: Path, finished: RunDirectory) -> None:

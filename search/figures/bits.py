@@ -120,10 +120,16 @@ class MembersInfo:
     winner: int
 
 
-def members_info(front: pd.DataFrame, layers: Sequence[Mapping[str, Any]], cost: str) -> MembersInfo:
-    """Gathers the front's weight formats from front.csv, by falling primary cost; the nearest to the winner of many."""
+def members_info(front: pd.DataFrame, layers: Sequence[Mapping[str, Any]], costs: Sequence[str]) -> MembersInfo:
+    """Gathers the front's weight formats from front.csv, by the first cost, falling; the nearest to the winner of many.
+
+    Args:
+        front: The table front.csv.
+        layers: The rows of layers.json.
+        costs: The costs that the front is about, which name each member.
+    """
     rows = [row for row in front.to_dict("records") if row["role"] in ("front", "winner")]
-    rows.sort(key=lambda row: -row[cost])
+    rows.sort(key=lambda row: -row[costs[0]])
     winner = next(index for index, row in enumerate(rows) if row["role"] == "winner")
     start = min(max(winner - MOST_MEMBERS // 2, 0), max(len(rows) - MOST_MEMBERS, 0))
     rows = rows[start : start + MOST_MEMBERS]
@@ -131,7 +137,10 @@ def members_info(front: pd.DataFrame, layers: Sequence[Mapping[str, Any]], cost:
     policies = [json.loads(row["policy"]) for row in rows]
     return MembersInfo(
         layers=names,
-        members=tuple(f"{row['name']}: {row['quality']:.4f}, {quantity(cost, row[cost])}" for row in rows),
+        members=tuple(
+            ", ".join([f"{row['name']}: {row['quality']:.4f}", *(quantity(cost, row[cost]) for cost in costs)])
+            for row in rows
+        ),
         weights=tuple(tuple(Precision.parse(policy[name]).weight for name in names) for policy in policies),
         winner=winner - start,
     )

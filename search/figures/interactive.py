@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.figures import style
-from search.figures.front import FrontInfo, Point
+from search.figures.front import COLUMNS, ELSEWHERE, FrontInfo, Point, Side
 from search.units import COST_NAMES, interval, log_ticks, quantity
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+BESIDE: Mapping[Side, str] = {"right": "middle right", "top": "top center", "bottom": "bottom center"}
+"""How plotly writes a name on a side of its point."""
 
-def plot_front(info: FrontInfo) -> go.Figure:
-    """Draws the front with plotly, to be explored with the pointer."""
+
+def plot_front(infos: Sequence[FrontInfo]) -> go.Figure:
+    """Draws the front with plotly, to be explored with the pointer, one panel for each of its costs."""
+    from plotly.subplots import make_subplots
+
+    columns = min(len(infos), COLUMNS)
+    rows = math.ceil(len(infos) / columns)
+    figure = make_subplots(
+        rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.16 if rows > 1 else None
+    )
+    named: set[str] = set()
+    grid = {"gridcolor": style.GRID, "zeroline": False, "showline": True, "linecolor": style.TRIAL, "ticks": "outside"}
+    for place, info in enumerate(infos):
+        at = {"row": place // columns + 1, "col": place % columns + 1}
+        for trace in _traces(info):  # one entry of the legend switches a trace in every panel
+            figure.add_trace(trace.update(legendgroup=trace.name, showlegend=trace.name not in named), **at)
+            named.add(trace.name)
+        across, up = map(html.escape, info.labels)
+        figure.update_xaxes(grid | {"title": across, "showgrid": False}, **at)
+        figure.update_yaxes(grid | {"title": up if at["col"] == 1 else None, "range": info.view}, **at)
+        if info.is_log:
+            ticks = log_ticks(min(info.costs), max(info.costs))
+            figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], **at)
+    figure.update_layout(
+        template="none",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": style.INK},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 70, "r": 70, "t": 50, "b": 55},
+        height=520 if rows == 1 else 460 * rows,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        hoverlabel={"align": "left"},
+    )
+    return figure
+
+
+def _traces(info: FrontInfo) -> Iterator[go.Scatter]:
+    """Yields what one panel shows, from the back to the front."""
     import plotly.graph_objects as go
 
     def trace(name: str, points: Sequence[Point], marker: dict[str, Any], **more: Any) -> go.Scatter:
@@ -31,9 +69,8 @@ def plot_front(info: FrontInfo) -> go.Figure:
         return go.Scatter(name=name, marker=marker, **usual | more)
 
     low, high = info.view
-    figure = go.Figure()
     if info.infeasible:
-        figure.add_scatter(
+        yield go.Scatter(
             name="over budget, not measured",
             x=info.infeasible,
             y=[low + 0.02 * (high - low)] * len(info.infeasible),
@@ -42,57 +79,34 @@ def plot_front(info: FrontInfo) -> go.Figure:
             hovertemplate=f"over budget: %{{x:.4g}} {info.unit.symbol}<extra></extra>",
         )
     if info.tried:
-        figure.add_trace(
-            trace("other trials (selection split)", info.tried, {"color": style.TRIAL, "size": 6, "opacity": 0.45})
-        )
+        yield trace("other trials (selection split)", info.tried, {"color": style.TRIAL, "size": 6, "opacity": 0.45})
     line = {"shape": "hv", "color": style.FRONT, "width": 1.5}
-    figure.add_trace(trace("front", info.members, {"color": style.FRONT, "size": 8}, mode="lines+markers", line=line))
-    figure.add_trace(
-        trace(
-            "float and uniform",
-            info.baselines,
-            {"color": style.BASELINE, "size": 13, "symbol": "star"},
-            mode="markers+text",
-            y=[info.height(p) for p in info.baselines],
-            error_y=error_bars(
-                [p if info.height(p) == p.quality else p._replace(low=math.nan) for p in info.baselines]
-            ),
-            text=[html.escape(info.label(p)).replace("\n", "<br>") for p in info.baselines],
-            textposition="middle right",
-            textfont={"size": 11},
-            cliponaxis=False,
-        )
+    yield trace("front", info.steps, {"color": style.FRONT, "size": 8}, mode="lines+markers", line=line)
+    if info.elsewhere:
+        hollow = {"color": "white", "size": 7, "line": {"color": style.FRONT, "width": 1.2}}
+        yield trace(ELSEWHERE, info.elsewhere, hollow, error_y_color=style.FRONT)
+    yield trace(
+        "float and uniform",
+        info.baselines,
+        {"color": style.BASELINE, "size": 13, "symbol": "star"},
+        mode="markers+text",
+        y=[info.height(p) for p in info.baselines],
+        error_y=error_bars([p if info.height(p) == p.quality else p._replace(low=math.nan) for p in info.baselines]),
+        text=[html.escape(info.label(p)).replace("\n", "<br>") for p in info.baselines],
+        textposition=[BESIDE[info.name_side(p)] for p in info.baselines],
+        textfont={"size": 11},
+        cliponaxis=False,
     )
-    figure.add_trace(
-        trace(
-            "winner",
-            [info.winner],
-            {"color": style.WINNER, "size": 12, "symbol": "diamond", "line": {"color": "white", "width": 1}},
-        )
+    yield trace(
+        "winner",
+        [info.winner],
+        {"color": style.WINNER, "size": 12, "symbol": "diamond", "line": {"color": "white", "width": 1}},
     )
     dashes = {"mode": "lines", "line": {"color": style.INK, "width": 1.2, "dash": "dash"}, "hoverinfo": "skip"}
     if info.cost_limit is not None:
-        figure.add_scatter(name="budget", x=[info.cost_limit] * 2, y=[low, high], **dashes)
+        yield go.Scatter(name="budget", x=[info.cost_limit] * 2, y=[low, high], **dashes)
     if info.quality_limit is not None:
-        figure.add_scatter(name="budget", x=[min(info.costs), max(info.costs)], y=[info.quality_limit] * 2, **dashes)
-    across, up = info.labels
-    grid = {"gridcolor": style.GRID, "zeroline": False, "showline": True, "linecolor": style.TRIAL, "ticks": "outside"}
-    figure.update_layout(
-        template="none",
-        xaxis=grid | {"title": html.escape(across), "showgrid": False},
-        yaxis=grid | {"title": html.escape(up), "range": info.view},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": style.INK},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 70, "r": 20, "t": 50, "b": 55},
-        height=520,
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        hoverlabel={"align": "left"},
-    )
-    if info.is_log:
-        ticks = log_ticks(min(info.costs), max(info.costs))
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    return figure
+        yield go.Scatter(name="budget", x=[min(info.costs), max(info.costs)], y=[info.quality_limit] * 2, **dashes)
 
 
 def error_bars(points: Sequence[Point]) -> dict[str, Any]:
@@ -115,8 +129,7 @@ def hover_text(point: Point, info: FrontInfo) -> str:
         f"<b>{html.escape(point.name)}</b> {html.escape(point.digest)}",
         f"{html.escape(info.metric)} {interval(point.quality, point.low, point.high)}",
         f"{point.bits:.2f} bits per weight on average",
-        f"{quantity('weight_bytes', point.weight_bytes, 4)} stored",
     ]
-    if info.cost not in ("weight_bytes", "average_weight_bits"):
-        lines.append(f"{COST_NAMES[info.cost]} {quantity(info.cost, point.cost * info.unit.size, 4)}")
+    shown = {name: value for name, value in point.costs.items() if name != "average_weight_bits"}
+    lines += [f"{COST_NAMES[name]} {quantity(name, value, 4)}" for name, value in shown.items()]
     return "<br>".join(lines)

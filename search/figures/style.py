@@ -174,7 +174,7 @@ def legend(figure: Figure, entries: Mapping[str, Any], columns: int = 8) -> None
             frameon=False,
             labelcolor=INK,
             handlelength=1.6,
-            columnspacing=1.4,
+            columnspacing=1.0,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from torch import nn
 from hwmodels import Precision
 from search.errors import DataError
 from search.files import replacing
+from search.policy import Policy
+from search.quality.dealing import Piece, dealing_keeps_bits, pieces_of, rest_of
 from search.quality.interval import drop_interval
 from search.quality.racing import Racing, Track
+from search.quality.store import EvaluationStore, SampleScores
 from search.quality.subsets import shuffle_split
 from search.quantize.simulate import QuantizedModel, exact_inference
 from search.tasks.task import Split, Task
@@ -79,6 +82,15 @@ def batch_scores(task: Task, model: nn.Module, batches: Iterable[Any]) -> np.nda
     Raises:
         DataError: If the task returns anything but one score per sample.
     """
+    return np.concatenate(scores_by_batch(task, model, batches))
+
+
+def scores_by_batch(task: Task, model: nn.Module, batches: Iterable[Any]) -> list[np.ndarray]:
+    """Scores a model on batches of a task, one array a batch.
+
+    Raises:
+        DataError: If the task returns anything but one score per sample.
+    """
     scores = []
     with exact_inference():
         for batch in batches:
@@ -89,7 +101,19 @@ def batch_scores(task: Task, model: nn.Module, batches: Iterable[Any]) -> np.nda
                     "it must return one value per sample"
                 )
             scores.append(found.double().cpu().numpy())
-    return np.concatenate(scores)
+    return scores
+
+
+def all_batches(task: Task, split: Split) -> list[Any]:
+    """The batches of a split.
+
+    Raises:
+        DataError: If there are none.
+    """
+    batches = list(task.batches(split))
+    if not batches:
+        raise DataError(f"the {split} split of task {task.name} is empty")
+    return batches
 
 
 def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 1.0) -> np.ndarray:
@@ -104,10 +128,12 @@ def sample_scores(task: Task, model: nn.Module, split: Split, fidelity: float = 
     Raises:
         DataError: If the split is empty or the task returns anything but one score per sample.
     """
-    batches = list(task.batches(split))
-    if not batches:
-        raise DataError(f"the {split} split of task {task.name} is empty")
+    batches = all_batches(task, split)
     return batch_scores(task, model, batches[: math.ceil(fidelity * len(batches))])
+
+
+MICROSECONDS = 6
+"""Digits of seconds."""
 
 
 class Evaluator:
@@ -118,7 +144,9 @@ class Evaluator:
         simulated: Its simulated network.
         directory: Where files are kept.
         racing: How races are run; None where policies are always measured in full.
-        seconds: What measurements of policies have taken so far.
+        store: Where scores are kept for all runs; None keeps none.
+        seconds: What measurements of policies have taken so far; those of the store count as when they were made.
+        was_served: Whether the last measurement came from the store as a whole.
     """
 
     def __init__(
@@ -128,43 +156,68 @@ class Evaluator:
         directory: Path | None = None,
         racing: Racing | None = None,
         floats: QuantizedModel | None = None,
+        store: EvaluationStore | None = None,
     ) -> None:
         """Creates an evaluator.
 
         Args:
             task: The task.
             simulated: Its simulated network.
-            directory: Where the float network's scores are kept, so that a resumed run need not measure it again.
+            directory: Where the float network's scores are kept, so that a resumed run need not measure it again;
+                a store takes its place.
             racing: How races are run; a task without a score per sample knows none.
             floats: The simulated network whose float weights are the float network's, if not `simulated`.
+            store: Where scores are kept for all runs; it must be that of this task and network.
         """
         self.task = task
         self.simulated = simulated
         self.directory = directory
         self.racing = racing if task.per_sample else None
+        self.store = store
         self.seconds = 0.0
+        self.was_served = False
         self._floats = floats or simulated
         self._reference: dict[Split, np.ndarray] = {}
+        self._counts: dict[Split, np.ndarray] = {}  # scores of each batch; known where there is a store
 
-    def of(self, simulated: QuantizedModel) -> Evaluator:
-        """Returns an evaluator of another simulated network, such as a repaired one, against the same float network."""
-        other = Evaluator(self.task, simulated, self.directory, self.racing, self._floats)
-        other._reference = self._reference
+    def of(self, simulated: QuantizedModel, repairs: Any = None) -> Evaluator:
+        """Returns an evaluator of another simulated network, such as a repaired one, against the same float network.
+
+        Args:
+            simulated: The network.
+            repairs: What was done to it, as plain values from which anyone would make the same; None keeps its scores
+                out of the store.
+        """
+        store = self.store.repaired(repairs) if self.store and repairs else None
+        other = Evaluator(self.task, simulated, self.directory, self.racing, self._floats, store)
+        other._reference, other._counts = self._reference, self._counts
         return other
 
     def float_scores(self, split: Split) -> np.ndarray:
         """Scores of the float network on a whole split, measured once."""
-        if split in self._reference:
-            return self._reference[split]
+        if self.store and split not in self._counts:
+            self._reference[split], self._counts[split] = self._stored_floats(self.store, split)
+        elif split not in self._reference:
+            self._reference[split] = self._own_floats(split)
+        return self._reference[split]
+
+    def _stored_floats(self, store: EvaluationStore, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        known = store.floats(split)
+        if known is None:
+            parts = scores_by_batch(self.task, self._floats.apply({}), all_batches(self.task, split))
+            known = np.concatenate(parts), np.array([len(part) for part in parts])
+            store.keep_floats(split, *known)
+        return known
+
+    def _own_floats(self, split: Split) -> np.ndarray:
         path = self.directory / f"float_{split}.npy" if self.directory else None
         if path and path.is_file():
-            scores: np.ndarray = np.load(path)
-        else:
-            scores = sample_scores(self.task, self._floats.apply({}), split)
-            if path:
-                with replacing(path) as aside, aside.open("wb") as file:
-                    np.save(file, scores)
-        self._reference[split] = scores
+            kept: np.ndarray = np.load(path)
+            return kept
+        scores = sample_scores(self.task, self._floats.apply({}), split)
+        if path:
+            with replacing(path) as aside, aside.open("wb") as file:
+                np.save(file, scores)
         return scores
 
     def float_quality(self, split: Split) -> Quality:
@@ -179,10 +232,21 @@ class Evaluator:
 
     def scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> np.ndarray:
         """Scores a policy sample by sample on the first `fidelity` of a split's batches, shape `(samples,)`."""
-        started = time.perf_counter()
-        scores = sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
-        self.seconds += time.perf_counter() - started
-        return scores
+        if self.store is None:
+            started = time.perf_counter()
+            scores = sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
+            self.seconds += time.perf_counter() - started
+            return scores
+        known = self._known(policy, split, len(self.float_scores(split)))
+        counts = self._counts[split]
+        places = np.split(np.arange(counts.sum()), counts.cumsum()[:-1])[: math.ceil(fidelity * len(counts))]
+        found, asked = known, np.concatenate(places)
+        if not known.measured[asked].all():
+            batches = all_batches(self.task, split)[: len(places)]
+            found = self._complete(known, policy, list(zip(batches, places, strict=True)))
+        self._settle(policy, split, known, found, asked)
+        asked_for: np.ndarray = found.values[asked]
+        return asked_for
 
     def race(self, policy: Mapping[str, Precision], incumbents: Sequence[np.ndarray]) -> Finish:
         """Measures a policy on the selection split until it is surely worse than an incumbent, or to the end.
@@ -195,19 +259,51 @@ class Evaluator:
             incumbents: Their scores on the whole split in its own order, best incumbent first.
         """
         track, reference = self._track, self.float_scores("selection")
+        order, part = track.split.order, self._raced_part if self.store else "selection"
+        known = found = self._known(policy, part, len(order))
+        seen = order[:0]
+        for pieces in self._pieces:
+            found = self._complete(found, policy, pieces)
+            seen = order[: len(seen) + sum(len(places) for _, places in pieces)]
+            if len(seen) < len(order) and track.is_lost(found.values[seen], incumbents):
+                break
+        self._settle(policy, part, known, found, seen)
+        scores = found.values[seen]
+        if len(seen) < len(order):
+            return Finish(self._quality(scores, reference[seen], track.shifts(scores)), len(seen) / len(order))
+        return Finish(self._quality(found.values, reference), 1.0, found.values)
+
+    def _known(self, policy: Mapping[str, Precision], part: str, samples: int) -> SampleScores:
+        if self.store is None:
+            return SampleScores.none(samples)
+        return self.store.scores(self.simulated, Policy(policy), part, samples)
+
+    def _complete(self, known: SampleScores, policy: Mapping[str, Precision], pieces: Sequence[Piece]) -> SampleScores:
+        """Measures what is not known yet of some batches."""
+        lacking = [piece for piece in pieces if not known.measured[piece[1]].all()]
+        if not lacking:
+            return known
         started = time.perf_counter()
-        model, order = self.simulated.apply(policy), track.split.order
-        scores, measured = np.full(len(reference), math.nan), 0
-        for subset in track.split.subsets:
-            scores[subset.places] = batch_scores(self.task, model, subset.batches)
-            measured += len(subset.places)
-            self.seconds += time.perf_counter() - started
-            started = time.perf_counter()
-            seen = scores[order[:measured]]
-            if measured < len(scores) and track.is_lost(seen, incumbents):
-                quality = self._quality(seen, reference[order[:measured]], track.shifts(seen))
-                return Finish(quality, measured / len(scores))
-        return Finish(self._quality(scores, reference), 1.0, scores)
+        model, values, measured = self.simulated.apply(policy), known.values.copy(), known.measured.copy()
+        for batch, places in (rest_of(piece, known.measured) for piece in lacking):
+            values[places] = batch_scores(self.task, model, [batch])
+            measured[places] = True
+        return SampleScores(values, measured, known.seconds + time.perf_counter() - started)
+
+    def _settle(
+        self,
+        policy: Mapping[str, Precision],
+        part: str,
+        known: SampleScores,
+        found: SampleScores,
+        asked: np.ndarray,
+    ) -> None:
+        """Spends the seconds of what was asked for, known or found just now, and keeps what was found."""
+        found = replace(found, seconds=round(found.seconds, MICROSECONDS))  # so that sums of them are the same again
+        self.seconds += round(known.seconds_for(asked) + found.seconds - known.seconds, MICROSECONDS)
+        self.was_served = bool(known.measured[asked].all())
+        if self.store and not self.was_served:
+            self.store.keep(self.simulated, Policy(policy), part, found)
 
     @cached_property
     def _track(self) -> Track:
@@ -222,6 +318,20 @@ class Evaluator:
             seed=racing.seed,
         )
         return Track(self.task, split, racing, reference)
+
+    @cached_property
+    def _pieces(self) -> list[list[Piece]]:
+        """What each look of a race measures."""
+        return pieces_of(self._track.split)
+
+    @cached_property
+    def _raced_part(self) -> str:
+        """Where the store keeps scores of races: with those of the split if they are the same to the last bit."""
+        assert self.racing is not None
+        racing, split, batches = self.racing, self._track.split, all_batches(self.task, "selection")
+        if split.unit == "batch" or dealing_keeps_bits(self.task, self._floats.apply({}), batches, split):
+            return "selection"
+        return f"selection_raced_{racing.first}_{racing.growth:g}_{racing.seed}"
 
     def _quality(self, scores: np.ndarray, reference: np.ndarray, shifts: tuple[float, float] | None = None) -> Quality:
         drop, *ends = drop_interval(self.task, scores, reference, shifts)

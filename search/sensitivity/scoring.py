@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def digest_of(identity: Mapping[str, Any]) -> str:
 
 def _keep(table: SensitivityTable, folder: Path, identity: Mapping[str, Any]) -> None:
     """Puts a table into the store, whole or not at all; where another run was faster, its table stays."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
     try:
         table.save(aside / TABLE)
         write_json(aside / "made_from.json", identity)

@@ -53,12 +53,12 @@ class FashionMNIST(Classification):
             raise ConfigError(f"task.calibration_samples={calibration_samples} must be from 10 to 59999")
         self.name = f"fashion_mnist_{model}"
         self.checkpoint = Path(checkpoint or CHECKPOINTS / f"{self.name}.safetensors")
-        self._network = NETWORKS[model]
+        self._network = model
         self._root = Path(root or os.environ.get(ROOT_VARIABLE) or DEBIAN_ROOT)
         self._calibration_samples = calibration_samples
 
     def network(self) -> nn.Module:
-        return self._network()
+        return NETWORKS[self._network]()
 
     @cached_property
     def _train(self) -> Labelled:

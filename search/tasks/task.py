@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -145,6 +148,52 @@ class Task(ABC):
                     digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                     digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def judgement(self) -> str | None:
+        """A digest of how scores are made of a model and its data; None where that cannot be told.
+
+        Scores that were measured are kept for later searches (`search.quality.store`), whose task must have the same
+        judgement. Default: SHA-256 over the source of the task's classes below `Task`, and its attributes that are
+        numbers, texts and paths, lists and mappings of them. It is None where a class has no source, as when typed at
+        a prompt, and where an attribute other than the model can be called: what it does cannot be seen.
+
+        Functions that a class calls are not seen either. Override it where they may change, or where the default is
+        None, with any text that is changed whenever scores do: `judgement = "top 5, version 2"`; or with None, which
+        keeps scores from being kept.
+        """
+        kinds = type(self).__mro__
+        try:
+            sources = [inspect.getsource(kind) for kind in kinds[: kinds.index(Task)]]
+        except (OSError, TypeError):
+            return None
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if name != "model" and not isinstance(getattr(type(self), name, None), cached_property)
+        }
+        if any(map(callable, leaves_in(given))):
+            return None
+        plain = json.dumps([sources, plain_values(given)], sort_keys=True)
+        return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def plain_values(value: Any) -> Any:
+    """The numbers, texts and paths in nested lists and mappings, as JSON holds them; what is none of these is None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain_values(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def leaves_in(value: Any) -> list[Any]:
+    """What nested lists and mappings hold."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [leaf for item in value for leaf in leaves_in(item)] if isinstance(value, (tuple, list)) else [value]
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
