@@ -200,7 +200,7 @@ class Objective:
 
     def violations(self, trial: Trial) -> dict[str, float]:
         """How far a trial is over each limit, the quality drop's included; at most 0 where the limit holds."""
-        violations = self.excess(trial.policy)
+        violations = {name: (trial.cost[name] or 0.0) / limit - 1 for name, limit in self.limits.items()}
         if self.quality_drop is not None:
             violations["quality_drop"] = trial.certain_drop - self.quality_drop if trial.is_measured else 1.0
         return violations

@@ -29,6 +29,7 @@ from search.quality.store import open_store
 from search.quantize.fold import fold_batch_norm
 from search.quantize.simulate import QuantizedModel
 from search.recover import Gain, parse_steps, recover
+from search.recover.tuned import TunedEvaluator
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
@@ -112,12 +113,14 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         run.update(loop_repair=chosen.to_dict())
         job = replace(job, quantizer=job.quantizer.with_repair(chosen.repair))
     gains: tuple[Gain, ...] = ()
+    before: list[Any] = []  # repairs of the network that all policies share
     if job.recover.before:
         evaluator.float_scores("report")
         middle = _middle(space, job.recover.at)
         repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path, "before")
         simulated, gains = repaired.simulated, repaired.gains
-        evaluator = evaluator.of(simulated, [job.recover.before, middle.to_dict()])
+        before = [job.recover.before, middle.to_dict()]
+        evaluator = evaluator.of(simulated, before)
 
     def score() -> SensitivityTable:
         progress.stage("scoring choices")
@@ -130,9 +133,11 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         return table
 
     progress.stage("measuring policies")
+    tuned = TunedEvaluator(evaluator, strategy.finetune_steps, before) if strategy.finetune_steps else None
+    measuring = tuned or evaluator
     log = TrialLog(run.file("trials.jsonl"))
     objective = Objective(
-        evaluator,
+        measuring,
         pricing,
         limits,
         log,
@@ -153,7 +158,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     reports = run.measurements()
 
     def on_report(policy: Policy, key: str) -> Quality:
-        return reports.get(key) or reports.add(key, evaluator.measure(policy, "report"))
+        return reports.get(key) or reports.add(key, measuring.measure(policy, "report"))
 
     members = compose_front(objective, log.trials, winner, network, job.space.input, costs)
     front = front_table(
@@ -162,10 +167,14 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     run.write_table("front.csv", front)
     run.write_table("history.csv", history_table(objective, log.trials, costs))
 
+    if tuned:
+        evaluator, gain = tuned.settle(winner.policy, winner.drop)
+        gains += (gain,)
     selection, report_key = Quality.of_trial(winner.metrics), winner.digest
     if job.recover.steps:
         repaired = recover(parse_steps(job.recover.steps), evaluator, winner.policy, progress.stage, run.path)
-        evaluator, selection = evaluator.of(repaired.simulated), repaired.quality
+        measuring = evaluator = evaluator.of(repaired.simulated)
+        selection = repaired.quality
         gains += repaired.gains
         report_key += "".join(f"+{gain.repair}" for gain in repaired.gains if gain.kept)
     qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}

@@ -193,6 +193,10 @@ class Evaluator:
         other._reference, other._counts = self._reference, self._counts
         return other
 
+    def network(self, policy: Mapping[str, Precision]) -> nn.Module:
+        """The network that is measured for a policy, quantized by it."""
+        return self.simulated.apply(policy)
+
     def float_scores(self, split: Split) -> np.ndarray:
         """Scores of the float network on a whole split, measured once."""
         if self.store and split not in self._counts:
@@ -234,7 +238,7 @@ class Evaluator:
         """Scores a policy sample by sample on the first `fidelity` of a split's batches, shape `(samples,)`."""
         if self.store is None:
             started = time.perf_counter()
-            scores = sample_scores(self.task, self.simulated.apply(policy), split, fidelity)
+            scores = sample_scores(self.task, self.network(policy), split, fidelity)
             self.seconds += time.perf_counter() - started
             return scores
         known = self._known(policy, split, len(self.float_scores(split)))
@@ -284,7 +288,7 @@ class Evaluator:
         if not lacking:
             return known
         started = time.perf_counter()
-        model, values, measured = self.simulated.apply(policy), known.values.copy(), known.measured.copy()
+        model, values, measured = self.network(policy), known.values.copy(), known.measured.copy()
         for batch, places in (rest_of(piece, known.measured) for piece in lacking):
             values[places] = batch_scores(self.task, model, [batch])
             measured[places] = True

@@ -22,10 +22,12 @@ class Strategy(ABC):
         start_from: What `Objective.starts` gives it to begin with: `solver` for the optima of all predictors, else the
             path of a run directory or of a plan; None is nothing.
         costs: The costs that its front is about beside quality; empty stands for the objective's primary cost.
+        finetune_steps: Batches on which every policy is fine-tuned before it is measured; 0 is not at all.
     """
 
     name: ClassVar[str]
     costs: tuple[str, ...] = ()
+    finetune_steps: int = 0
 
     def __init__(self, evaluations: int = 40, seconds: float | None = None, start_from: str | None = None) -> None:
         """Creates the strategy.
