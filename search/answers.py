@@ -122,7 +122,7 @@ def resolve(
             "run strategy=auto to be able to ask again"
         )
     table = SensitivityTable.load(run.file(TABLE))
-    measured = [trial for trial in run.trials() if trial.state == "complete" and trial.fidelity == 1.0]
+    measured = [trial for trial in run.trials() if trial.is_whole]
     if not measured:
         raise DataError(f"{run.path} has measured no policy yet, so that forecasts cannot be told in drops")
     primary = next(iter(limits), "weight_bytes")

@@ -69,11 +69,6 @@ def front_costs(objective: Objective, costs: Sequence[str] = ()) -> tuple[str, .
     return tuple(costs)
 
 
-def is_whole(trial: Trial) -> bool:
-    """Whether a trial was measured on the whole selection split, so that it may win and be on a front."""
-    return trial.state == "complete" and trial.fidelity == 1.0
-
-
 def price(trial: Trial, cost: str) -> float:
     """A cost of a trial; infinite where it is not known."""
     found = trial.cost[cost]
@@ -120,7 +115,7 @@ def compose_front(
 
 def measured_front(trials: Sequence[Trial], costs: Sequence[str]) -> list[Trial]:
     """The trials, measured in full, that no other beats in its drop and all of these costs."""
-    whole = [trial for trial in trials if is_whole(trial)]
+    whole = [trial for trial in trials if trial.is_whole]
     points = np.array([[*(price(trial, cost) for cost in costs), trial.drop] for trial in whole], dtype=float)
     best = non_dominated(points.reshape(len(whole), len(costs) + 1), [False] * (len(costs) + 1))
     return [trial for trial, is_best in zip(whole, best, strict=True) if is_best]
@@ -173,7 +168,7 @@ def verdict(
 
 def rank_correlation(trials: Sequence[Trial]) -> float | None:
     """Spearman's correlation of predicted loss and measured drop; None for fewer than five trials, or all alike."""
-    known = [t for t in trials if t.state == "complete" and t.metrics.get("predicted") is not None]
+    known = [t for t in trials if t.is_whole and t.metrics.get("predicted") is not None]
     predicted, drops = [t.metrics["predicted"] for t in known], [t.drop for t in known]
     found = _correlations(np.array(predicted, dtype=float), np.array(drops))
     return found["spearman"] if found else None
@@ -184,7 +179,7 @@ def rank_correlations(objective: Objective, trials: Sequence[Trial]) -> dict[str
 
     Empty where no sensitivities were scored; a predictor is left out where `rank_correlation` would be None.
     """
-    known = [trial for trial in trials if trial.state == "complete"]
+    known = [trial for trial in trials if trial.is_whole]
     if not objective.is_scored or not known:
         return {}
     space, table = objective.space, objective.sensitivity

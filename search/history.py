@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from search.front import front_costs, is_whole, price
+from search.front import front_costs, price
 from search.objective import Objective
 from search.pareto import hypervolume
 from search.trials import Trial
@@ -128,10 +128,10 @@ def growing_volumes(losses: np.ndarray) -> np.ndarray:
 
 def _drop(trial: Trial) -> float:
     """The drop of a trial that may be on the front; infinite for others."""
-    return trial.drop if is_whole(trial) else math.inf
+    return trial.drop if trial.is_whole else math.inf
 
 
 def _loss(objective: Objective, trial: Trial) -> float:
     """The loss of a trial that may win: measured in full, and within the budget; NaN for others."""
     allowed = math.inf if objective.quality_drop is None else objective.quality_drop
-    return objective.loss(trial) if is_whole(trial) and trial.certain_drop <= allowed else math.nan
+    return objective.loss(trial) if trial.is_whole and trial.certain_drop <= allowed else math.nan

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from search.front import is_whole
 from search.history import spending
 from search.plan import Plan
 from search.rundir import UNRELATED, RunDirectory, flat
@@ -144,7 +143,7 @@ def best_points(trials: Iterable[Trial], started: int, higher_is_better: bool) -
     """
     best = None
     for trial, evaluations, seconds in spending(trials):
-        if is_whole(trial):
+        if trial.is_whole:
             best = trial.quality if best is None else (max if higher_is_better else min)(best, trial.quality)
             yield Point("best_quality", best, started + _milliseconds(seconds), math.ceil(evaluations))
 

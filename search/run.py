@@ -152,6 +152,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     with suppress(SpentError):
         strategy.search(space, objective, np.random.default_rng(job.seed))
     ensure_measured(objective, log)
+    strategy.keep(run.path, objective, log.trials)
     winner = best_trial(objective, log.trials)
 
     progress.stage("measuring the front on the report split")
@@ -217,7 +218,7 @@ def _middle(space: SearchSpace, precision: str | None) -> Policy:
 
 def ensure_measured(objective: Objective, log: TrialLog) -> None:
     """Measures the largest policy within the limits where the strategy found none: there always is a plan."""
-    if any(trial.state == "complete" and trial.fidelity == 1.0 for trial in log.trials):
+    if any(trial.is_whole for trial in log.trials):
         return
     largest = [len(decision.formats) - 1 for decision in objective.space.decisions]
     with suppress(SpentError):
@@ -230,7 +231,7 @@ def best_trial(objective: Objective, trials: list[Trial]) -> Trial:
     Raises:
         BitplanError: If nothing within budget was measured.
     """
-    complete = [trial for trial in trials if trial.state == "complete" and trial.fidelity == 1.0]
+    complete = [trial for trial in trials if trial.is_whole]
     if not complete:
         raise BitplanError(
             f"no policy within budget was measured in {len(trials)} proposals; give strategy.evaluations more, "

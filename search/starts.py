@@ -75,7 +75,7 @@ def _recorded(path: Path) -> list[Policy]:
             f"strategy.start_from={path}: {error}; give solver, a run directory or a plan.json"
         ) from error
     plan = run.plan()
-    complete = [trial for trial in run.trials() if trial.state == "complete" and trial.fidelity == 1.0]
+    complete = [trial for trial in run.trials() if trial.is_whole]
     cost = run.info().get("primary_cost", "weight_bytes")
     priced = [trial for trial in complete if trial.cost.get(cost) is not None]
     losses = np.array([[trial.cost[cost], trial.drop] for trial in priced], dtype=float).reshape(-1, 2)

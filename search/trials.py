@@ -52,6 +52,11 @@ class Trial:
         return self.state in ("complete", "stopped")
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it was measured on the whole selection split, so that it may win and be on a front."""
+        return self.state == "complete" and self.fidelity == 1.0
+
+    @property
     def quality(self) -> float:
         """The measured quality.
 

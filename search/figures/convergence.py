@@ -11,7 +11,6 @@ import numpy as np
 
 from search.figures import style
 from search.figures.front import front_costs
-from search.front import is_whole
 from search.history import spending
 from search.trials import Trial
 from search.units import COST_NAMES, axis_label, unit_for
@@ -64,12 +63,12 @@ def convergence_info(
     spent = [trial for trial, *_ in steps]
     allowed, cost = about["budget"].get("quality_drop"), about["primary_cost"]
     if allowed is None:
-        values = [trial.quality if is_whole(trial) else math.nan for trial in spent]
+        values = [trial.quality if trial.is_whole else math.nan for trial in spent]
         keep = np.fmax if about["higher_is_better"] else np.fmin
         label, reference = f"{about['metric']} (selection split)", float_quality
     else:
         prices = [
-            _price(trial, cost) if is_whole(trial) and trial.certain_drop <= allowed else math.nan for trial in spent
+            _price(trial, cost) if trial.is_whole and trial.certain_drop <= allowed else math.nan for trial in spent
         ]
         unit = unit_for(cost, prices)
         values = [price / unit.size for price in prices]

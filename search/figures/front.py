@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from search.figures import style
-from search.front import is_whole
 from search.pareto import front as non_dominated
 from search.trials import Trial
 from search.units import Unit, axis_label, log_ticks, unit_for
@@ -206,7 +205,7 @@ def front_info(front: pd.DataFrame, trials: Sequence[Trial], about: Mapping[str,
             costs={name: trial.cost[name] or math.nan for name in costs},
         )
         for trial in trials
-        if is_whole(trial) and trial.digest not in shown and (price := trial.cost[cost]) is not None
+        if trial.is_whole and trial.digest not in shown and (price := trial.cost[cost]) is not None
     )
     over = [trial.cost[cost] for trial in trials if trial.state == "infeasible"]
     drop = about["budget"].get("quality_drop")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from search.errors import ConfigError
 from search.objective import Objective
 from search.space import SearchSpace
+from search.trials import Trial
 
 
 class Strategy(ABC):
@@ -53,4 +56,13 @@ class Strategy(ABC):
         """Calls `objective` on policies of `space`, on `objective.starts` first; the best one is picked from the log.
 
         All randomness must come from `rng`, so that one seed gives one sequence of policies.
+        """
+
+    def keep(self, folder: Path, objective: Objective, trials: Sequence[Trial]) -> None:
+        """Writes what the strategy leaves beside the log into the run directory, after the search; nothing by default.
+
+        Args:
+            folder: The run directory.
+            objective: What was searched.
+            trials: Everything tried.
         """

@@ -27,23 +27,31 @@ class Solver(Strategy):
     the other, the candidate with the largest expected improvement among the predictors' next-best solutions and the
     neighbours of the best policies measured. A share of the evaluations goes to optima at smaller budgets, for the
     front. Where the budget limits the quality drop instead, candidates lie along the predictors' fronts, and what is
-    expected to improve is the cost, times the chance that the drop is allowed.
+    expected to improve is the cost, times the chance that the drop is allowed. Policies to start from are measured
+    first; the surrogate learns from them, and their neighbours are candidates.
     """
 
     name = "solver"
 
-    def __init__(self, evaluations: int = 40, seconds: float | None = None, front: float = 0.2) -> None:
+    def __init__(
+        self,
+        evaluations: int = 40,
+        seconds: float | None = None,
+        start_from: str | None = None,
+        front: float = 0.2,
+    ) -> None:
         """Creates the strategy.
 
         Args:
             evaluations: Measurements it may spend.
-            seconds: Seconds of measuring it may spend; None is no limit.
+            seconds: Seconds of measuring and proposing it may spend; None is no limit.
+            start_from: `solver`, or the path of a run directory or of a plan, to begin with.
             front: Share of the evaluations for optima at smaller budgets, where the budget limits costs.
 
         Raises:
             ConfigError: If an allowance or share is out of range.
         """
-        super().__init__(evaluations, seconds)
+        super().__init__(evaluations, seconds, start_from)
         if not 0 <= front < 1:
             raise ConfigError(f"strategy.front={front} must be at least 0 and below 1")
         self.front = front
@@ -51,6 +59,8 @@ class Solver(Strategy):
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         sources = forecasters(objective.sensitivity, objective.pricing, seed=int(rng.integers(2**31)))
         study = Study(objective, sources, rng)
+        starts = np.array([space.encode(policy) for policy in objective.starts], dtype=np.int64)
+        study.measure(starts.reshape(-1, len(space.decisions)))
         if objective.quality_drop is None:
             best = [source.best(study.limits, RUNNERS_UP) for source in sources]
             study.measure(stacked([points[:1] for points in best], len(space.decisions)))
