@@ -7,6 +7,7 @@ costs.parquet       every choice of every layer, priced
 trials.jsonl        every policy tried
 report.jsonl        what was measured on the report split
 front.csv           float, uniform baselines, the front and the winner
+greedy_curve.csv    of strategy=greedy: the policies in the order in which formats were flipped
 history.csv         after every measurement: what was spent, the best so far, and the hypervolume of the front so far
 plan.json           the plan, with plan.safetensors
 report.html         the report, with figures/*.png

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from table import TableEvaluator
-from units import Bench
+from goals import BITS, COST, DROPS, FRONT, Goal
+from study import Study
+from trajectories import Run
 
-from search.budget import Budget
-from search.config import build, compose
+from search.config import build, compose, config_dir
 from search.objective import Objective, SpentError
-from search.policy import Policy
-from search.run import best_trial
-from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace
 from search.strategies.base import Strategy
 from search.strategies.forecaster import Forecaster
@@ -42,40 +40,89 @@ class Contender:
     """A strategy under comparison.
 
     Attributes:
-        make: Builds it for so many evaluations.
+        make: Builds it.
+        settings: What it was built with; results of other settings are not taken for its own.
+        goals: What it is asked for.
         seeded: Whether seeds make a difference.
     """
 
-    make: Callable[[int], Strategy]
+    make: Callable[[], Strategy]
+    settings: Sequence[str]
+    goals: Sequence[Goal] = (*BITS, *DROPS)
     seeded: bool = True
 
 
-def configured(name: str) -> Contender:
+def configured(
+    name: str, evaluations: int, *settings: str, goals: Sequence[Goal] = (*BITS, *DROPS), seeded: bool = True
+) -> Contender:
     """A strategy by its name in the configuration."""
-
-    def make(evaluations: int) -> Strategy:
-        config = compose([f"strategy={name}", f"strategy.evaluations={evaluations}"])
-        strategy: Strategy = build(config.strategy, Strategy, "strategy")
-        return strategy
-
-    return Contender(make)
+    overrides = [f"strategy={name}", f"strategy.evaluations={evaluations}", *settings]
+    return Contender(partial(_build, overrides), overrides, goals, seeded)
 
 
-def ranked(predictor: str) -> Contender:
-    """One predictor's solver: its optimum and its next-best solutions."""
-    return Contender(lambda evaluations: Ranked(predictor, evaluations), seeded=False)
+def _build(overrides: Sequence[str]) -> Strategy:
+    strategy: Strategy = build(compose(overrides).strategy, Strategy, "strategy")
+    return strategy
 
 
-CONTENDERS: dict[str, Contender] = {
-    "auto": configured("auto"),
+def ranked(predictor: str, evaluations: int = 40) -> Contender:
+    """One predictor's solver: its optimum and its next-best solutions, where costs are limited."""
+    make = partial(Ranked, predictor, evaluations)
+    return Contender(make, [f"ranked={predictor}", f"evaluations={evaluations}"], BITS, seeded=False)
+
+
+TO_FRONT = f"strategy.costs=[{COST}]"
+
+CONTENDERS: Mapping[str, Contender] = {
+    "auto (20)": configured("auto", 20),
+    "auto (40)": configured("auto", 40),
+    "auto (40), front": configured("auto", 40, "strategy.front=0.9", goals=[FRONT]),
+    "auto (100), front": configured("auto", 100, "strategy.front=0.9", goals=[FRONT]),
+    "rl (100)": configured("rl", 100),
+    "rl (100), no demonstrations": configured("rl", 100, "strategy.demonstrations=false"),
+    "haq (600)": configured("haq", 600),
+    "tpe": configured("tpe", 600),
+    "gp": configured("gp", 100),
+    "cmaes": configured("cmaes", 600),
+    "qmc": configured("qmc", 600),
+    "nsga2": configured("nsga2", 600),
+    "nsga3": configured("nsga3", 600),
+    "nsga2, front": configured("nsga2", 600, TO_FRONT, goals=[FRONT]),
+    "nsga3, front": configured("nsga3", 600, TO_FRONT, goals=[FRONT]),
+    "evolution": configured("evolution", 600),
+    "greedy": configured("greedy", 600, seeded=False),
+    "uniform": configured("uniform", 600, seeded=False),
+    "random": configured("random", 600, goals=[*BITS, *DROPS, FRONT]),
     "superposition": ranked("superposition"),
-    "forward interactions, scaled": ranked("forward_scaled"),
-    "backward interactions, scaled": ranked("backward_scaled"),
-    "additive ILP (KL)": ranked("kl"),
+    "forward interactions": ranked("forward_scaled"),
+    "backward interactions": ranked("backward_scaled"),
+    "additive KL": ranked("kl"),
     "Fisher diagonal": ranked("fisher_diagonal"),
-    "TPE": configured("tpe"),
-    "random": configured("random"),
 }
+"""By name; in brackets the evaluations that a strategy lays its plans for, which changes what it does first."""
+
+LEFT_OUT: Mapping[str, str] = {
+    "solver": "what auto stands for",
+    "exhaustive": "the table itself",
+    "optuna": "any sampler; the named ones take part",
+    "custom": "yours",
+}
+"""Strategies of the configuration that do not compete, and why."""
+
+
+def strategies() -> list[str]:
+    """All strategies of the configuration."""
+    return sorted(path.stem for path in (config_dir() / "strategy").glob("*.yaml"))
+
+
+def available() -> dict[str, Contender]:
+    """The contenders whose strategies there are."""
+    known = {f"strategy={name}" for name in strategies()}
+    return {
+        name: contender
+        for name, contender in CONTENDERS.items()
+        if contender.settings[0] in known or not contender.settings[0].startswith("strategy=")
+    }
 
 
 @dataclass
@@ -88,21 +135,28 @@ class MemoryLog:
         self.trials.append(trial)
 
 
-def found(
-    bench: Bench, evaluator: TableEvaluator, table: SensitivityTable, strategy: Strategy, bits: float, seed: int
-) -> Policy:
-    """The best policy that a strategy measures within a budget of average weight bits."""
-    limits = Budget(average_weight_bits=bits).limits(bench.pricing.reference("float"))
-    log = MemoryLog()
+def compete(study: Study, strategy: Strategy, goal: Goal, seed: int) -> Run:
+    """Runs a strategy to its end and returns all it measured, in order."""
+    run = Run({"goal": goal.name, "seed": seed})
+
+    def on_trial(trial: Trial, known: bool) -> None:
+        if trial.is_measured:
+            scoring_s = study.scoring_s if objective.is_scored else 0.0
+            seconds = objective.spent_seconds + scoring_s
+            run.add(study.code(trial.policy), trial.fidelity, objective.spent_evaluations, seconds)
+
+    budget, bench = goal.budget, study.bench
     objective = Objective(
-        evaluator,
+        study.evaluator,
         bench.pricing,
-        limits,
-        log,  # type: ignore[arg-type]
+        budget.limits(bench.pricing.reference(budget.reference)),
+        MemoryLog(),  # type: ignore[arg-type]
         strategy,
-        lambda: table,
-        primary_cost="average_weight_bits",
+        lambda: study.scores,
+        primary_cost=COST,
+        quality_drop=budget.quality_drop,
+        on_trial=on_trial,
     )
     with suppress(SpentError):
         strategy.search(bench.space, objective, np.random.default_rng(seed))
-    return best_trial(objective, log.trials).policy
+    return run

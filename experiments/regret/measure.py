@@ -1,79 +1,99 @@
-"""Regret: how far are plans from the best there is, after how many evaluations?
+"""Lets strategies search on the table of all policies: how far are they from the best there is, after what effort?
 
-    python experiments/regret/measure.py [--repair none|bias|batch_norm] [--seeds 20]
+    python experiments/regret/measure.py --repair batch_norm --shard 0/2    # and 1/2 in another process
+    python experiments/regret/finish.py --repair batch_norm                 # table, figures, README
 
-Every strategy searches at 3, 3.5, 4 and 5 average weight bits with 10, 20 and 40 evaluations. "0 evaluations" is what
-it would measure first, so the plan it proposes unmeasured. Qualities come from the table that truth.py wrote, so that
-many seeds cost no model run; choices are scored once, on the calibration split. Regret is the accuracy of the best
-policy within the budget minus that of the best policy measured, in percentage points, both on the selection split.
-
-Writes regret_NETWORK_REPAIR.csv, one row per run, and the figure; prints the table of the README.
+Every contender of contenders.py searches for every goal of goals.py under every seed once, with its own evaluations;
+qualities come from the table that truth.py wrote, seconds from seconds.py. Each run is kept in runs/ as soon as it is
+done, so that an interrupted study goes on, and a contender that changed is run anew by `--only NAME --again`.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
-from contenders import CONTENDERS, found
-from figure import draw, summary
-from table import TableEvaluator, Truth, code, identity, path_of, policies_of
-from units import NETWORKS, make_bench
+from contenders import CONTENDERS, Contender, available, compete
+from goals import GOALS, Goal
+from study import RUNS, Study
+from trajectories import Run
+from units import NETWORKS
 
-from search.errors import DataError
-from search.files import write_text
-from search.sensitivity.scoring import score_space
-from search.sensitivity.settings import SensitivitySettings
-
-HERE = Path(__file__).parent
-BUDGETS = (3.0, 3.5, 4.0, 5.0)
-EVALUATIONS = (0, 10, 20, 40)
-SCORED = SensitivitySettings(scores=["kl", "fisher_diagonal"], interactions=["forward", "backward"])
+from search.errors import ConfigError, closest
 
 
-def runs(network: str, repair: str, seeds: int) -> pd.DataFrame:
-    """One row per strategy, budget, number of evaluations and seed."""
-    bench, truth = make_bench(network, repair), Truth.load(path_of(network, repair))
-    about = identity(bench)
-    if about != {name: truth.about[name] for name in about}:
-        raise DataError(f"{path_of(network, repair)} is of another network, data or settings; measure it anew")
-    table = score_space(bench.task, bench.simulated, bench.space, SCORED, HERE / "runs" / f"{network}_{repair}")
-    evaluator = TableEvaluator(bench, truth)
-    bits = {key: policy.average_weight_bits(bench.network) for key, policy in policies_of(bench).items()}
-    rows: list[dict[str, Any]] = []
-    for budget in BUDGETS:
-        within = [key for key, average in bits.items() if average <= budget]
-        best = truth.accuracy[within].max()
-        print(f"{budget} bits: {len(within)} policies, the best at {best:.2%}", flush=True)
-        for name, contender in CONTENDERS.items():
-            started = time.perf_counter()
-            for evaluations in EVALUATIONS:
-                for seed in range(seeds if contender.seeded else 1):
-                    strategy = contender.make(max(evaluations, 1))
-                    key = code(found(bench, evaluator, table, strategy, budget, seed), about["units"])
-                    row = {"strategy": name, "budget": budget, "evaluations": evaluations, "seed": seed, "plan": key}
-                    regret, divergence = 100 * (best - truth.accuracy[key]), truth.divergence[key]
-                    rows.append({**row, "regret": round(regret, 4), "divergence": divergence})
-            print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
-    return pd.DataFrame(rows)
+@dataclass(frozen=True)
+class Entry:
+    """One run to be made: a contender's, for a goal, under a seed."""
+
+    name: str
+    contender: Contender
+    goal: Goal
+    seed: int
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What its file says it is."""
+        settings = list(self.contender.settings)
+        return {"strategy": self.name, "settings": settings, "goal": self.goal.name, "seed": self.seed}
+
+    def path(self, folder: Path) -> Path:
+        """Its file."""
+        return folder / f"{self.name}; {self.goal.name}; {self.seed}.json"
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether it was made, with these settings."""
+        path = self.path(folder)
+        return path.is_file() and Run.load(path).about == self.about
+
+
+def entries(names: list[str], goals: list[str], seeds: int) -> list[Entry]:
+    """All runs of the study, those of one contender and goal together."""
+    return [
+        Entry(name, contender, goal, seed)
+        for name, contender in available().items()
+        for goal in contender.goals
+        for seed in range(seeds if contender.seeded else 1)
+        if name in names and goal.name in goals
+    ]
+
+
+def folder_of(network: str, repair: str) -> Path:
+    """Where the runs of a study are kept."""
+    return RUNS / f"runs_{network}_{repair}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--repair", default="none", help="the table's")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--shard", default="0/1", help="this process's part of the runs, such as 0/2 and 1/2")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(available()), help="contenders, by name")
+    parser.add_argument("--goals", nargs="+", metavar="GOAL", default=list(GOALS), help=", ".join(GOALS))
+    parser.add_argument("--again", action="store_true", help="make these runs anew")
     options = parser.parse_args()
+    for given, known in ((options.only, available()), (options.goals, GOALS)):
+        for name in set(given) - set(known):
+            raise ConfigError(f"{name} is unknown{closest(name, list(known))}; allowed: {', '.join(known)}")
+    shard, shards = map(int, options.shard.split("/"))
     torch.set_num_threads(1)
-    name = f"regret_{options.network}_{options.repair}"
-    table = runs(options.network, options.repair, options.seeds)
-    write_text(HERE / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    draw(table, HERE / f"{name}.png")
-    print(summary(table))
+    study, folder = Study.load(options.network, options.repair), folder_of(options.network, options.repair)
+    mine = entries(options.only, options.goals, options.seeds)[shard::shards]
+    missing = [entry for entry in mine if options.again or not entry.is_done(folder)]
+    print(f"{len(mine) - len(missing)} of {len(mine)} runs are there", flush=True)
+    for name in set(CONTENDERS) - set(available()):
+        print(f"{name}: no such strategy yet")
+    for entry in sorted(missing, key=lambda entry: entry.seed):
+        started = time.process_time()
+        run = compete(study, entry.contender.make(), entry.goal, entry.seed)
+        run.about = dict(entry.about)
+        run.save(entry.path(folder))
+        took = time.process_time() - started
+        print(f"{entry.path(folder).stem}: {len(run.codes)} measurements, {took:.1f} s of processor", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,10 +71,14 @@ class Truth:
         right = sum(self.about["right"]) + (self.won - self.lost).sum(1)
         return pd.Series(right / sum(self.about["samples"]), self.divergence.index)
 
+    def batches(self, fidelity: float = 1.0) -> int:
+        """How many batches are measured for a share of the split."""
+        return math.ceil(fidelity * len(self.about["samples"]))
+
     def scores(self, policy: Mapping[str, Precision], fidelity: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Scores of a policy and of the float network on the first `fidelity` of the batches, paired, in any order."""
         row = self.divergence.index.get_loc(code(policy, self.about["units"]))
-        batches = math.ceil(fidelity * len(self.about["samples"]))
+        batches = self.batches(fidelity)
         lost, won = (int(counts[row, :batches].sum()) for counts in (self.lost, self.won))
         samples, right = (sum(self.about[name][:batches]) for name in ("samples", "right"))
         reference = np.repeat([1.0, 0.0], [right, samples - right])
@@ -107,15 +111,23 @@ def beside(path: Path) -> Path:
 
 
 class TableEvaluator(Evaluator):
-    """Looks up in the table what an evaluation on the selection split would find."""
+    """Looks up in the table what an evaluation on the selection split would find, and charges what one would take.
 
-    def __init__(self, bench: Bench, truth: Truth) -> None:
+    Args:
+        bench: The network.
+        truth: Its table.
+        evaluation_s: Seconds that an evaluation of a policy on the whole split takes.
+    """
+
+    def __init__(self, bench: Bench, truth: Truth, evaluation_s: float = 0.0) -> None:
         super().__init__(bench.task, bench.simulated)
         self._truth = truth
+        self._evaluation_s = evaluation_s
 
     def measure(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> Quality:
         if split != "selection":
             raise UnsupportedError(f"the table holds the selection split, not {split}")
+        self.seconds += self._evaluation_s * self._truth.batches(fidelity) / self._truth.batches()
         return self._quality(*self._truth.scores(policy, fidelity))
 
     def scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> NoReturn:
