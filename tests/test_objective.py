@@ -191,7 +191,7 @@ def test_rank(bench: Bench, policies, tmp_path: Path) -> None:
         made(small, 0.01, 95, predicted=0.1),
         made(small, 0.01, 90, predicted=0.2),
         made(small, 0.02, 80),
-        made(large, 0.0, 80),
+        made(large, 0.0, 1e9),
         made(small, None, 1, state="infeasible"),
     ]
     assert sorted(reversed(ordered), key=rank) == ordered

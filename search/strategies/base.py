@@ -58,7 +58,7 @@ class Strategy(ABC):
         All randomness must come from `rng`, so that one seed gives one sequence of policies.
         """
 
-    def keep(self, folder: Path, objective: Objective, trials: Sequence[Trial]) -> None:  # noqa: B027: a hook
+    def keep(self, folder: Path, objective: Objective, trials: Sequence[Trial]) -> None:  # noqa: B027
         """Writes what the strategy leaves beside the log into the run directory, after the search; nothing by default.
 
         Args:
