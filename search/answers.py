@@ -6,6 +6,7 @@ policies that it did not measure are forecasts by what all of its measurements t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def resolve(
         proposed = [source.best(free, RUNNERS_UP) for source in sources]
     else:
         proposed = [source.front(primary, COARSE, free) for source in sources]
-    candidates = stacked([seen, *proposed], len(space.decisions))
+    candidates = stacked([seen, *proposed, _by_agent(run, budget, pricing, limits)], len(space.decisions))
     mean, deviation = surrogate.posterior(candidates, _forecasts(sources, candidates))
     seen_drops = {trial.digest: drop for trial, drop in zip(measured, drops, strict=True)}
     answers = []
@@ -157,6 +158,21 @@ def resolve(
     open_ = [answer for answer in ranked if not answer.is_measured][:forecasts]
     known = [answer for answer in ranked if answer.is_measured][:MEASURED]
     return Resolved(run.path, cost_model.name, budget, limits, primary, tuple(sorted([*open_, *known], key=rank)))
+
+
+def _by_agent(run: RunDirectory, budget: Budget, pricing: Pricing, limits: Mapping[str, float]) -> np.ndarray:
+    """What the agent that the run trained proposes, where it knows such limits, shape `(plans, decisions)`."""
+    policies: Sequence[Policy] = []
+    if run.file("agent").is_dir():
+        from search.strategies.rl.agent import Agent
+
+        agent, primary = Agent.load(run.path), next(iter(limits), "weight_bytes")
+        asked = limits if budget.quality_drop is None else {primary: math.inf, **limits}
+        if agent.refusal(pricing, asked) is None:
+            is_limited = budget.quality_drop is None
+            policies = [agent.propose(pricing, limits)] if is_limited else agent.along(pricing, limits, primary, COARSE)
+    points = [pricing.space.encode(policy) for policy in policies]
+    return np.array(points, dtype=np.int64).reshape(len(points), len(pricing.space.decisions))
 
 
 def pricing_of(run: RunDirectory, cost_model: CostModel, workload: Workload) -> Pricing:

@@ -1,0 +1,1 @@
+"""A learning agent that walks the network within the budget: `strategy=rl`."""
