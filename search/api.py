@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +165,18 @@ def _measured(quantizer: QuantizerSettings | Mapping[str, Any] | None) -> Quanti
     return quantizer if isinstance(quantizer, QuantizerSettings) else {"repair": "auto"} | dict(quantizer or {})
 
 
-def _recordable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them; what a strategy keeps for itself is left out."""
+def _settings_of(strategy: Strategy) -> dict[str, Any]:
+    """What a strategy was built with, as JSON holds it."""
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    return {
-        key: value if isinstance(value, plain) else repr(value)
-        for key, value in values.items()
-        if not key.startswith("_")
-    }
+    held = {key: value for key, value in vars(strategy).items() if key in signature(type(strategy)).parameters}
+    return {key: value if isinstance(value, plain) else repr(value) for key, value in held.items()}
 
 
 def _with_config(job: Job) -> Job:
     """Records the settings, so that resuming with others is noticed."""
     config = {
         "hardware": job.cost_model.name,
-        "strategy": {"name": job.strategy.name, **_recordable(vars(job.strategy))},
+        "strategy": {"name": job.strategy.name, **_settings_of(job.strategy)},
         "budget": asdict(job.budget),
         "space": asdict(job.space),
         "quantizer": asdict(job.quantizer),

@@ -73,6 +73,18 @@ class Synthetic:
             strategy.search(self.bench.space, objective, np.random.default_rng(seed))
         return TrialLog(log).trials, objective
 
+    def search_optimum(self, strategy: Strategy, log: Path, seed: int = 0) -> tuple[list[Trial], Objective]:
+        """Runs a strategy until it has found the optimum, which saves the rest, or to its end."""
+
+        def stop_there(trial: Trial, known: bool) -> None:
+            is_allowed = self.quality_drop is None or (trial.is_measured and trial.drop <= self.quality_drop)
+            if trial.is_whole and is_allowed:
+                loss = trial.drop if self.quality_drop is None else trial.cost[next(iter(self.limits), "weight_bytes")]
+                if loss <= self.optimum * (1 + 1e-9):
+                    raise SpentError
+
+        return self.search(strategy, log, seed, on_trial=stop_there)
+
     @cached_property
     def optimum(self) -> float:
         """The least loss of the whole space: a drop, or a cost where the drop is limited."""

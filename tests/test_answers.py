@@ -11,10 +11,12 @@ import pytest
 from tiny import TinyTask
 
 from hwmodels import Roofline, StorageModel, Workload
+from search import answers
 from search.answers import FORECASTS, MEASURED, pricing_of, resolve
 from search.api import find_plan
 from search.budget import Budget
 from search.cli import main
+from search.config import named_strategy
 from search.errors import DataError, InfeasibleError
 from search.plan import Plan
 from search.rundir import RunDirectory
@@ -91,6 +93,24 @@ def test_another_device_is_priced_anew(finished: RunDirectory) -> None:
 def test_a_budget_that_cannot_be_met_names_the_tie(finished: RunDirectory) -> None:
     with pytest.raises(InfeasibleError, match=r"budget\.size_ratio=0\.001 cannot be met"):
         resolve(finished, Budget(size_ratio=0.001), StorageModel(), Workload())
+
+
+def test_the_runs_own_agent_is_asked_too(tmp_path: Path) -> None:
+    """It proposes for other budgets of the cost it knows, within them, and is left out where it knows nothing."""
+    strategy = named_strategy("rl", {"evaluations": 4, "episodes": 4, "warmup": 4, "updates": 1})
+    run = searched_with(strategy, 0.3, tmp_path / "run")
+    pricing = pricing_of(run, StorageModel(), Workload())
+    floats = pricing.reference("float")
+    for budget in (Budget(size_ratio=0.2), Budget(size_ratio=0.25, quality_drop=0.1)):
+        limits = budget.limits(floats)
+        points = answers._by_agent(run, budget, pricing, limits)
+        assert len(points)
+        assert all(
+            pricing.costs(pricing.space.decode(point))["weight_bytes"] <= limits["weight_bytes"] for point in points
+        )
+        assert resolve(run, budget, StorageModel(), Workload()).answers
+    other = Budget(bit_ops_ratio=0.05)
+    assert answers._by_agent(run, other, pricing, other.limits(floats)).shape == (0, len(pricing.space.decisions))
 
 
 def test_what_is_written_is_whole_json(finished: RunDirectory, tmp_path: Path) -> None:

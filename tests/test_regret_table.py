@@ -96,6 +96,16 @@ def test_measurements_are_charged_by_the_batches_they_take(measured: Any) -> Non
     assert evaluator.seconds == 9.0
 
 
+def test_prices_are_remembered_as_they_are(measured: Any) -> None:
+    bench, policies, _, table = measured
+    known = bench.pricing
+    pricing = table.TablePricing(known.network, known.space, known.cost_model, known.workload)
+    for policy in (*policies.values(), *policies.values()):
+        costs = pricing.costs(policy)
+        np.testing.assert_equal(costs, known.costs(policy))  # of which some are not known
+        costs.clear()  # as whoever asked may do
+
+
 def test_units_are_runs_of_about_equal_compute(study: Any) -> None:
     units = study.units
     task = FashionMNIST("resnet20")

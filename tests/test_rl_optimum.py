@@ -19,7 +19,7 @@ QUICK = {"episodes": 8, "warmup": 4, "updates": 1, "batch": 16, "hidden": (8,)}
 def test_finds_the_optimum(seed: int, quality_drop: float | None, tmp_path: Path) -> None:
     synthetic = make_synthetic(seed, quality_drop=quality_drop)
     strategy = Rl(30, demonstrations=seed > 2, **QUICK)
-    trials, objective = synthetic.search(strategy, tmp_path / "trials.jsonl", seed)
+    trials, objective = synthetic.search_optimum(strategy, tmp_path / "trials.jsonl", seed)
     assert synthetic.found(trials, objective) == pytest.approx(synthetic.optimum)
     assert {trial.state for trial in trials} == {"complete"}, "every proposal keeps the budget"
     assert len({trial.digest for trial in trials}) == len(trials), "nothing is measured twice"

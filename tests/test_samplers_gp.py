@@ -31,5 +31,5 @@ def test_reaches_the_optimum_of_81_policies_in_20(kind: str, seed: int, tmp_path
     bench = make_bench(input=("uint8",))
     limit = {"weight_bytes": float(np.quantile(bench.costs("weight_bytes"), 0.4))}
     synthetic = Synthetic(bench, limit) if kind == "limit" else Synthetic(bench, {}, quality_drop=0.1)
-    trials, objective = synthetic.search(Gp(20, startup=6), tmp_path / "trials.jsonl", seed)
+    trials, objective = synthetic.search_optimum(Gp(20, startup=6), tmp_path / "trials.jsonl", seed)
     assert synthetic.found(trials, objective) == pytest.approx(synthetic.optimum, rel=1e-12)
