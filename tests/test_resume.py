@@ -37,9 +37,9 @@ def scored(run_dir: Path) -> list[Path]:
     return list((run_dir / SCORING).glob("[!.]*.npz"))
 
 
-def kill_when(run_dir: Path, log: str, count: int) -> None:
+def kill_when(run_dir: Path, log: str, count: int, *more: str) -> None:
     """Sends SIGKILL as soon as `log` has `count` lines, or the folder of scores as many files."""
-    process = start(run_dir)
+    process = start(run_dir, *more)
     while len(scored(run_dir) if log == SCORING else lines(run_dir / log)) < count:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
@@ -91,3 +91,17 @@ def test_other_settings_in_the_same_directory_are_refused(undisturbed: Path) -> 
     assert "seed=0" in output
     assert "seed=3" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["haq", "rl", "tpe", "nsga2", "evolution", "greedy", "random"])
+def test_every_family_goes_on_to_the_same_plan(strategy: str, tmp_path: Path) -> None:
+    """The contract cuts the log of each strategy anywhere; here the whole command is killed."""
+    settings = (f"strategy={strategy}",)
+    finish(tmp_path / "a" / "whole", *settings)
+    kill_when(tmp_path / "b" / "cut", "trials.jsonl", 5, *settings)
+    before = lines(tmp_path / "b" / "cut" / "trials.jsonl")
+    finish(tmp_path / "b" / "cut", *settings)
+    assert lines(tmp_path / "b" / "cut" / "trials.jsonl")[: len(before)] == before
+    for name in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "a" / "whole" / name).read_bytes() == (tmp_path / "b" / "cut" / name).read_bytes()

@@ -81,14 +81,14 @@ CONTENDERS: Mapping[str, Contender] = {
     "rl (100)": configured("rl", 100),
     "rl (100), no demonstrations": configured("rl", 100, "strategy.demonstrations=false"),
     "haq (600)": configured("haq", 600),
-    "tpe": configured("tpe", 600),
-    "gp": configured("gp", 100),
-    "cmaes": configured("cmaes", 600),
+    "tpe": configured("tpe", 300),
+    "gp": configured("gp", 60),
+    "cmaes": configured("cmaes", 300),
     "qmc": configured("qmc", 600),
-    "nsga2": configured("nsga2", 600),
-    "nsga3": configured("nsga3", 600),
-    "nsga2, front": configured("nsga2", 600, TO_FRONT, goals=[FRONT]),
-    "nsga3, front": configured("nsga3", 600, TO_FRONT, goals=[FRONT]),
+    "nsga2": configured("nsga2", 300),
+    "nsga3": configured("nsga3", 300),
+    "nsga2, front": configured("nsga2", 300, TO_FRONT, goals=[FRONT]),
+    "nsga3, front": configured("nsga3", 300, TO_FRONT, goals=[FRONT]),
     "evolution": configured("evolution", 600),
     "greedy": configured("greedy", 600, seeded=False),
     "uniform": configured("uniform", 600, seeded=False),
@@ -145,11 +145,11 @@ def compete(study: Study, strategy: Strategy, goal: Goal, seed: int) -> Run:
             seconds = objective.spent_seconds + scoring_s
             run.add(study.code(trial.policy), trial.fidelity, objective.spent_evaluations, seconds)
 
-    budget, bench = goal.budget, study.bench
+    budget, pricing = goal.budget, study.pricing
     objective = Objective(
         study.evaluator,
-        bench.pricing,
-        budget.limits(bench.pricing.reference(budget.reference)),
+        pricing,
+        budget.limits(pricing.reference(budget.reference)),
         MemoryLog(),  # type: ignore[arg-type]
         strategy,
         lambda: study.scores,
@@ -158,5 +158,5 @@ def compete(study: Study, strategy: Strategy, goal: Goal, seed: int) -> Run:
         on_trial=on_trial,
     )
     with suppress(SpentError):
-        strategy.search(bench.space, objective, np.random.default_rng(seed))
+        strategy.search(study.bench.space, objective, np.random.default_rng(seed))
     return run

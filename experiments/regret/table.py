@@ -25,6 +25,7 @@ from search.errors import UnsupportedError
 from search.files import replacing, write_json
 from search.plan import fingerprint
 from search.policy import Policy
+from search.pricing import Pricing
 from search.quality.evaluate import Evaluator, Quality
 from search.tasks.task import Split
 
@@ -132,6 +133,20 @@ class TableEvaluator(Evaluator):
 
     def scores(self, policy: Mapping[str, Precision], split: Split, fidelity: float = 1.0) -> NoReturn:
         raise UnsupportedError("the table holds no scores per sample; use strategies that do not race")
+
+
+class TablePricing(Pricing):
+    """Prices every policy once for all runs: most of what strategies do here would else be pricing the same few."""
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        known = self._known.get(policy.digest)
+        if known is None:
+            known = self._known[policy.digest] = super().costs(policy)
+        return dict(known)
+
+    @cached_property
+    def _known(self) -> dict[str, dict[str, float]]:
+        return {}
 
 
 def policies_of(bench: Bench) -> dict[str, Policy]:
