@@ -19,22 +19,25 @@ from search.tasks.task import Split, Task
 from search.trace import trace
 
 # Every kind of layer that can be written as a matrix product, with the shape of one batch of inputs.
-LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "linear": (nn.Linear(7, 5), (3, 4, 7)),
-    "conv1d": (nn.Conv1d(4, 6, 3, padding=2, dilation=2, stride=2), (3, 4, 11)),
-    "conv2d": (nn.Conv2d(3, 4, 3), (2, 3, 6, 7)),
-    "one sample": (nn.Conv2d(3, 4, 3), (3, 6, 7)),
-    "same padding, two groups": (nn.Conv2d(4, 6, (3, 5), padding="same", groups=2), (2, 4, 7, 6)),
-    "depthwise, reflected": (nn.Conv2d(4, 8, 3, groups=4, padding=1, padding_mode="reflect"), (2, 4, 7, 6)),
-    "conv3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 4, 5, 6)),
-    "transposed 1d, gaps": (nn.ConvTranspose1d(3, 2, 2, stride=3, dilation=2), (2, 3, 5)),
-    "transposed 2d, two groups": (
-        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
-        (2, 4, 5, 6),
-    ),
-    "transposed 2d, cropped": (nn.ConvTranspose2d(3, 3, 1, padding=1, groups=3), (1, 3, 5, 6)),
-    "transposed 3d": (nn.ConvTranspose3d(2, 4, 2, padding=1), (2, 2, 3, 4, 5)),
-}
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]]
+with torch.random.fork_rng():
+    torch.manual_seed(1)  # whatever was drawn before
+    LAYERS = {
+        "linear": (nn.Linear(7, 5), (3, 4, 7)),
+        "conv1d": (nn.Conv1d(4, 6, 3, padding=2, dilation=2, stride=2), (3, 4, 11)),
+        "conv2d": (nn.Conv2d(3, 4, 3), (2, 3, 6, 7)),
+        "one sample": (nn.Conv2d(3, 4, 3), (3, 6, 7)),
+        "same padding, two groups": (nn.Conv2d(4, 6, (3, 5), padding="same", groups=2), (2, 4, 7, 6)),
+        "depthwise, reflected": (nn.Conv2d(4, 8, 3, groups=4, padding=1, padding_mode="reflect"), (2, 4, 7, 6)),
+        "conv3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 4, 5, 6)),
+        "transposed 1d, gaps": (nn.ConvTranspose1d(3, 2, 2, stride=3, dilation=2), (2, 3, 5)),
+        "transposed 2d, two groups": (
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            (2, 4, 5, 6),
+        ),
+        "transposed 2d, cropped": (nn.ConvTranspose2d(3, 3, 1, padding=1, groups=3), (1, 3, 5, 6)),
+        "transposed 3d": (nn.ConvTranspose3d(2, 4, 2, padding=1), (2, 2, 3, 4, 5)),
+    }
 
 
 class DataTask(Task):

@@ -22,6 +22,8 @@ from search.trials import Trial
 
 
 class TestHaqContract(StrategyContract):
+    evaluations = 6
+
     @pytest.fixture
     def make_strategy(self):
         return lambda evaluations: Haq(evaluations=evaluations)

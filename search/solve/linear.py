@@ -119,4 +119,6 @@ def _solution(
     solution = problem.solution(found.choices[: len(problem.sizes)], proved, bound)
     if any(solution.costs[name] > most for name, most in limits.items()):
         raise RuntimeError(f"the solver overshot a limit: {solution.costs}, limits {dict(limits)}")
+    if minimised is None and bound >= solution.score:
+        return replace(solution, optimal=True)  # proved at the very moment at which it was stopped
     return solution
