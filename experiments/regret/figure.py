@@ -67,7 +67,9 @@ def draw_all(table: pd.DataFrame, path: Path) -> None:
         (DROPS, "evaluations", "regret", "_drops"),
         ((*BITS, FRONT), "evaluations", "missing", "_hypervolume"),
     ):
-        draw(table, goals, across, value, path.with_name(f"{path.stem}{ending}.png"))
+        known = [goal for goal in goals if goal.name in set(table["goal"])]
+        if known:
+            draw(table, known, across, value, path.with_name(f"{path.stem}{ending}.png"))
 
 
 def draw(table: pd.DataFrame, goals: Sequence[Goal], across: str, value: str, path: Path) -> None:

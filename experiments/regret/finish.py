@@ -26,10 +26,10 @@ HERE = Path(__file__).parent
 ROUNDED = {"seconds": 1, "regret": 4, "hypervolume": 5}
 
 
-def merged(study: Study, seeds: int) -> pd.DataFrame:
+def merged(study: Study, seeds: int, goals: list[str]) -> pd.DataFrame:
     """One row per contender, goal, seed and number of evaluations; runs for the front are held against budgets, too."""
     folder = folder_of(study.bench.name, study.repair)
-    every = entries(list(available()), list(GOALS), seeds)
+    every = entries(list(available()), goals, seeds)
     done = [entry for entry in every if entry.is_done(folder)]
     print(f"{len(done)} of {len(every)} runs are there")
     parts = []
@@ -48,17 +48,18 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--repair", default="none", help="the table's")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--goals", nargs="+", metavar="GOAL", default=list(GOALS), help=", ".join(GOALS))
     parser.add_argument("--kept", action="store_true", help="draw and print from the table that is there")
     options = parser.parse_args()
     path = HERE / f"regret_{options.network}_{options.repair}.csv"
     if not options.kept:
-        table = merged(Study.load(options.network, options.repair), options.seeds)
+        table = merged(Study.load(options.network, options.repair), options.seeds, options.goals)
         write_text(path, table.to_csv(index=False, lineterminator="\n"))
     table = pd.read_csv(path)
     draw_all(table, path)
     evaluation_s = json.loads(seconds_path(options.network, options.repair).read_text())["evaluation_s"]
     readme = (HERE / "README.md").read_text()
-    for name, section in sections(evaluation_s).items():
+    for name, section in sections(table, evaluation_s).items():
         text = section(table)
         print(f"\n{name}\n\n{text}")
         readme = fill(readme, name, text)

@@ -65,7 +65,7 @@ class Goal:
         return hypervolume(policies[["bits", "drop"]].to_numpy(), corner, (False, False))
 
 
-BITS = tuple(Goal(bits=bits) for bits in (3.0, 3.5, 4.0))
+BITS = tuple(Goal(bits=bits) for bits in (3.0, 4.0))
 DROPS = tuple(Goal(drop=drop) for drop in (0.005, 0.01))
 FRONT = Goal()
 GOALS: Mapping[str, Goal] = {goal.name: goal for goal in (*BITS, *DROPS, FRONT)}

@@ -111,15 +111,19 @@ def worse_than(one: np.ndarray, other: np.ndarray) -> float:
     return float(mannwhitneyu(one, other, alternative="greater").pvalue)
 
 
-def sections(evaluation_s: float) -> dict[str, Callable[[pd.DataFrame], str]]:
-    """What the README's marked sections hold, by their names."""
-    return {
+def sections(table: pd.DataFrame, evaluation_s: float) -> dict[str, Callable[[pd.DataFrame], str]]:
+    """What the README's marked sections hold, by their names; none about goals that nobody was given."""
+
+    def known(*goals: Goal) -> list[Goal]:
+        return [goal for goal in goals if goal.name in set(table["goal"])]
+
+    found: dict[str, Callable[[pd.DataFrame], str]] = {
         "headline": lambda table: headline(table, evaluation_s),
         "aims": aims,
-        "budgets": lambda table: by_goal(table, BITS),
-        "drops": lambda table: by_goal(table, DROPS),
-        "hypervolume": lambda table: by_goal(table, (*BITS, FRONT), "hypervolume", 3),
+        "budgets": lambda table: by_goal(table, known(*BITS)),
+        "hypervolume": lambda table: by_goal(table, known(*BITS, FRONT), "hypervolume", 3),
     }
+    return found | ({"drops": lambda table: by_goal(table, known(*DROPS))} if known(*DROPS) else {})
 
 
 def fill(text: str, name: str, content: str) -> str:
