@@ -168,7 +168,9 @@ def _measured(quantizer: QuantizerSettings | Mapping[str, Any] | None) -> Quanti
 def _settings_of(strategy: Strategy) -> dict[str, Any]:
     """What a strategy was built with, as JSON holds it."""
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    held = {key: value for key, value in vars(strategy).items() if key in signature(type(strategy)).parameters}
+    builders = [vars(kind)["__init__"] for kind in type(strategy).__mro__ if "__init__" in vars(kind)]
+    names = {name for builder in builders for name in signature(builder).parameters}
+    held = {key: value for key, value in vars(strategy).items() if key in names}
     return {key: value if isinstance(value, plain) else repr(value) for key, value in held.items()}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.api import _settings_of
 from search.app import search_command
 from search.cli import main
 from search.config import compose, config_dir, make_job, named_strategy, plain
@@ -35,6 +36,15 @@ def test_every_strategy_makes_a_job(option: str, tmp_path: Path) -> None:
     named = named_strategy(option, {})
     assert type(named) is type(job.strategy)
     assert named.evaluations == make_job(compose([f"strategy={option}"]), tmp_path).strategy.evaluations
+
+
+def test_what_a_strategy_was_built_with_is_recorded() -> None:
+    """Its own settings and those of its bases, but nothing that it learns."""
+    assert _settings_of(named_strategy("tpe", {"startup": 7})) == {
+        **{"evaluations": 100, "seconds": None, "start_from": None, "startup": 7},
+        **{"costs": (), "tie": "auto", "storage": None, "study": None},
+    }
+    assert "trained" not in _settings_of(named_strategy("rl", {}))
 
 
 def test_a_strategy_from_python_by_its_name() -> None:

@@ -9,7 +9,6 @@ from tiny import TinyTask
 
 from hwmodels import Roofline, StorageModel
 from search.backends import backend as backend_of
-from search.strategies.baselines import RandomSearch
 from search.strategies.samplers import Tpe
 from search.strategies.solver import Solver
 from search.tasks.digits import Digits
@@ -59,12 +58,6 @@ class TestTpe(StrategyContract):
     @pytest.fixture
     def make_strategy(self):
         return lambda evaluations: Tpe(evaluations)
-
-
-class TestRandomSearch(StrategyContract):
-    @pytest.fixture
-    def make_strategy(self):
-        return lambda evaluations: RandomSearch(evaluations)
 
 
 class TestOnnxRuntime(BackendContract):

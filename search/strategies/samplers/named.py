@@ -18,14 +18,8 @@ GENERATIONS = 5  # at least, of a genetic algorithm with a population of its own
 POPULATIONS = (8, 50)  # the least and the most individuals of such a population; 50 is Optuna's own
 
 
-class Tpe(OptunaSearch):
-    """Optuna's tree-structured Parzen estimator over all decisions together.
-
-    Watanabe, "Tree-Structured Parzen Estimator: Understanding Its Algorithm Components and Their Roles for Better
-    Empirical Performance", 2023; several objectives by Ozaki et al., JAIR 73, 2022.
-    """
-
-    name = "tpe"
+class _Modelled(OptunaSearch):
+    """What samplers have in common that model what they were told: trials before there is a model."""
 
     def __init__(
         self,
@@ -50,6 +44,16 @@ class Tpe(OptunaSearch):
         """
         super().__init__(evaluations, seconds, start_from, **common)
         self.startup = at_least(1, startup, "startup")
+
+
+class Tpe(_Modelled):
+    """Optuna's tree-structured Parzen estimator over all decisions together.
+
+    Watanabe, "Tree-Structured Parzen Estimator: Understanding Its Algorithm Components and Their Roles for Better
+    Empirical Performance", 2023; several objectives by Ozaki et al., JAIR 73, 2022.
+    """
+
+    name = "tpe"
 
     def make_sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import TPESampler
@@ -129,37 +133,13 @@ class Nsga3(_Genetic):
         return NSGAIIISampler(dividing_parameter=3, **self._variation(seed))
 
 
-class Gp(OptunaSearch):
+class Gp(_Modelled):
     """Bayesian optimisation with a Gaussian process, by (constrained, hypervolume) log expected improvement.
 
     Fitting takes a time that grows with the cube of the trials: meant for a few hundred of them.
     """
 
     name = "gp"
-
-    def __init__(
-        self,
-        evaluations: int = 100,
-        seconds: float | None = None,
-        start_from: str | None = None,
-        *,
-        startup: int = 10,
-        **common: Any,
-    ) -> None:
-        """Creates the strategy.
-
-        Args:
-            evaluations: Measurements it may spend.
-            seconds: Seconds of measuring and proposing it may spend; None is no limit.
-            start_from: `solver`, or the path of a run directory or of a plan, to begin with.
-            startup: Trials, the enqueued ones among them, before the sampler uses what it learnt.
-            common: What every `OptunaSearch` takes.
-
-        Raises:
-            ConfigError: If a value is not allowed.
-        """
-        super().__init__(evaluations, seconds, start_from, **common)
-        self.startup = at_least(1, startup, "startup")
 
     def make_sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import GPSampler
