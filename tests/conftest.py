@@ -16,6 +16,15 @@ settings.load_profile("tests")
 torch.set_num_threads(1)  # tensors here are tiny: on a busy machine, waiting for a second thread takes 40 times as long
 
 
+LONG = ("test_readme.py", "test_resume.py", "test_sweep.py", "test_tracking.py")
+"""Files of few tests that run whole commands: were they last, one of two processes would wait for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the long files begin."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
