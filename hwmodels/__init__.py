@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from hwmodels.base import CostModel, StorageModel
-from hwmodels.cost import Cost, CostReport, CostTable, LayerCost, Workload
+from hwmodels.capability import Capability
+from hwmodels.cost import BoundaryCost, Cost, CostReport, CostTable, LayerCost, LayerCosts, Workload
 from hwmodels.device import Device, list_devices, load_device
 from hwmodels.network import Layer, Network, Operation, Tensor
 from hwmodels.precision import FLOAT, Format, Precision
+from hwmodels.quantity import Quantity
 from hwmodels.roofline import Roofline
+from hwmodels.site import Gemm, Site
 
 __all__ = [
     "FLOAT",
+    "BoundaryCost",
+    "Capability",
     "Cost",
     "CostModel",
     "CostReport",
     "CostTable",
     "Device",
     "Format",
+    "Gemm",
     "Layer",
     "LayerCost",
+    "LayerCosts",
     "Network",
     "Operation",
     "Precision",
+    "Quantity",
     "Roofline",
+    "Site",
     "StorageModel",
     "Tensor",
     "Workload",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwmodels.cost import Cost, CostReport, CostTable, LayerCost, Tier, Workload
+import numpy as np
+
+from hwmodels.cost import COSTS, Cost, CostReport, CostTable, LayerCost, LayerCosts, Tier, Workload
 from hwmodels.memory import peak_activation_bytes
 from hwmodels.network import Layer, Network
 from hwmodels.precision import Precision
@@ -47,10 +50,14 @@ def sum_costs(table: CostTable, network: Network, policy: Mapping[str, Precision
     The result's `activation_bytes` is the peak by liveness, not a sum.
     """
     layers: dict[str, LayerCost] = {name: table.layers[name][precision] for name, precision in policy.items()}
-    met = [boundary.cost(policy[boundary.producer], policy[boundary.consumer]) for boundary in table.boundaries]
-    total = sum((*(layer.cost for layer in layers.values()), *met), start=table.fixed)
+    met = [(one.cost(policy[one.producer], policy[one.consumer]), one.path) for one in table.boundaries]
+    total = sum((*(layer.cost for layer in layers.values()), *(cost for cost, _ in met)), start=table.fixed)
     peak = peak_activation_bytes(network, policy) * workload.batch
-    return CostReport(replace(total, activation_bytes=peak), layers, table.tiers, table.source)
+    paths: dict[str, float] = defaultdict(float, {table.fixed_path: table.fixed.latency_s})
+    for cost, path in (*((layer.cost, layer.path) for layer in layers.values()), *met):
+        paths[path] += cost.latency_s
+    report = CostReport(replace(total, activation_bytes=peak), layers, table.tiers, table.source)
+    return replace(report, path_seconds=dict(paths), sigmas=table.sigmas, warnings=table.warnings)
 
 
 class StorageModel(CostModel):
@@ -59,32 +66,32 @@ class StorageModel(CostModel):
     name = "storage"
 
     def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
-        nan = float("nan")
-        layers = {
-            name: {
-                precision: LayerCost(
-                    replace(storage_cost(network[name], precision, workload), latency_s=nan, energy_j=nan)
-                )
-                for precision in precisions
-            }
-            for name, precisions in choices.items()
-        }
-        fixed = fixed_storage(network)
+        layers = {}
+        for name, precisions in choices.items():
+            values = storage_columns(network[name], precisions, workload)
+            values[:, [COSTS.index("latency_s"), COSTS.index("energy_j")]] = math.nan
+            layers[name] = LayerCosts(precisions, values)
         exact: dict[str, Tier] = {"weight_bytes": "exact", "activation_bytes": "exact", "bit_ops": "exact"}
-        return CostTable(layers, fixed, exact, "counted")
+        return CostTable(layers, fixed_storage(network), exact, "counted")
 
 
-def storage_cost(layer: Layer, precision: Precision, workload: Workload) -> Cost:
-    """Counts a layer's stored bytes and bit operations; time and energy are left at zero."""
-    weight_bits = layer.weight_bits(precision.weight) + 32 * layer.bias_count
+def storage_columns(layer: Layer, precisions: Sequence[Precision], workload: Workload) -> np.ndarray:
+    """Counts a layer's stored bytes and bit operations at each precision; time and energy are left at zero.
+
+    Returns:
+        Costs in the order of `COSTS`, shape `(precisions, costs)`.
+    """
     has_input = layer.quantizes_input and layer.input_shape
     input_values = math.prod(layer.input_shape[1:]) * workload.batch if has_input else 0
-    parameters_of_input = precision.input.input_bits() if layer.quantizes_input else 0
-    return Cost(
-        weight_bytes=(weight_bits + parameters_of_input) / 8,
-        activation_bytes=input_values * precision.input.bits / 8,
-        bit_ops=float(layer.macs * workload.batch * precision.weight.bits * precision.input.bits),
-    )
+    weight_bits = {precision.weight: 0 for precision in precisions}
+    weight_bits = {format: layer.weight_bits(format) + 32 * layer.bias_count for format in weight_bits}
+    macs = layer.macs * workload.batch
+    rows = []
+    for precision in precisions:
+        weight, input_ = precision.weight, precision.input
+        stored = weight_bits[weight] + (input_.input_bits() if layer.quantizes_input else 0)
+        rows.append((0.0, 0.0, stored / 8, input_values * input_.bits / 8, macs * weight.bits * input_.bits))
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(COSTS))
 
 
 def fixed_storage(network: Network) -> Cost:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,15 +25,20 @@ class Workload:
     Attributes:
         batch: Samples per forward pass.
         threads: Worker threads, on CPUs.
+        tokens: Tokens per sample and forward pass, for networks that read token ids; None for as many as the example
+            input has. 1 is a step of generation.
+        context: Tokens whose keys and values are kept, for such networks; None for `tokens`.
     """
 
     batch: int = 1
     threads: int = 2
+    tokens: int | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"workload.{item.name} must be at least 1, got {value}")
 
 
@@ -58,8 +64,12 @@ class Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in COSTS))
 
 
+NOTHING = Cost()
 COSTS: tuple[str, ...] = tuple(item.name for item in fields(Cost))
 ADDITIVE_COSTS: tuple[str, ...] = tuple(name for name in COSTS if name != "activation_bytes")
+
+Bound = Literal["", "compute", "memory", "overhead"]
+"""What an operation's time is mostly spent on; empty where not known."""
 
 
 @dataclass(frozen=True)
@@ -69,33 +79,105 @@ class LayerCost:
     Attributes:
         cost: The numbers.
         compute: Type the multiplications really run in, such as `int8` or `fp32`; empty where nothing is run.
-        bound: `compute` or `memory`, whichever the roofline says limits it; empty where not known.
+        bound: `compute`, `memory` or `overhead`, whichever takes longest; empty where not known.
+        path: What its latency shares its error with: the calibration it was computed by, or a table's device.
+        tier: How far the latency can be trusted; empty where there is none.
+        support: How well the device runs it: `native`, `storage` or `fallback`; empty where not known.
     """
 
     cost: Cost
     compute: str = ""
-    bound: str = ""
+    bound: Bound = ""
+    path: str = ""
+    tier: Tier | Literal[""] = ""
+    support: str = ""
+
+
+class LayerCosts(Mapping[Precision, LayerCost]):
+    """The cost of every precision of one layer, kept as columns: tables of thousands of entries are cheap to make.
+
+    Attributes:
+        precisions: The precisions, one per row.
+        numbers: Costs in the order of `COSTS`, shape `(precisions, costs)`.
+        runs: How the device runs each row: the fields of `LayerCost` after `cost`.
+    """
+
+    def __init__(
+        self, precisions: Sequence[Precision], numbers: np.ndarray, runs: Sequence[tuple[Any, ...]] = ()
+    ) -> None:
+        """Creates the costs of a layer.
+
+        Args:
+            precisions: The precisions.
+            numbers: Costs in the order of `COSTS`, shape `(precisions, costs)`.
+            runs: For each precision the fields of `LayerCost` after `cost`; empty where nothing is known of them.
+        """
+        self.precisions = tuple(precisions)
+        self.numbers = numbers
+        self.runs = tuple(runs) or ((),) * len(self.precisions)
+
+    @cached_property
+    def _rows(self) -> dict[Precision, int]:
+        return {precision: row for row, precision in enumerate(self.precisions)}
+
+    def __getitem__(self, precision: Precision) -> LayerCost:
+        row = self._rows[precision]
+        return LayerCost(Cost(*self.numbers[row].tolist()), *self.runs[row])
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all rows are the same; what is unknown is the same as what is unknown."""
+        if not isinstance(other, LayerCosts):
+            return NotImplemented
+        same = self.precisions == other.precisions and self.runs == other.runs
+        return same and np.array_equal(self.numbers, other.numbers, equal_nan=True)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Precision]:
+        return iter(self.precisions)
+
+    def __len__(self) -> int:
+        return len(self.precisions)
+
+    def column(self, cost: str, precisions: Sequence[Precision]) -> np.ndarray:
+        """One cost for `precisions`, shape `(len(precisions),)`."""
+        number = COSTS.index(cost)
+        if len(precisions) == len(self.precisions) and tuple(precisions) == self.precisions:
+            found: np.ndarray = self.numbers[:, number].copy()
+        else:
+            found = self.numbers[[self._rows[precision] for precision in precisions], number]
+        return found
 
 
 @dataclass(frozen=True)
 class BoundaryCost:
     """What it costs that one layer leaves a tensor in another format than the next one reads it in.
 
+    Precisions are told apart only by the labels they are given on either side, so that the cost of thousands of pairs
+    is a handful of numbers.
+
     Attributes:
         tensor: Name of the tensor that is handed over.
         producer: The layer whose precision says in which format it is left.
         consumer: The layer whose precision says in which format it is read.
-        costs: Precisions of producer and consumer to what converting costs; pairs that are left out cost nothing.
+        produced: The producer's precisions to labels.
+        read: The consumer's precisions to labels.
+        costs: Labels of producer and consumer to what converting costs; pairs that are left out cost nothing.
+        path: What its latency shares its error with.
     """
 
     tensor: str
     producer: str
     consumer: str
-    costs: Mapping[tuple[Precision, Precision], Cost]
+    produced: Mapping[Precision, str]
+    read: Mapping[Precision, str]
+    costs: Mapping[tuple[str, str], Cost]
+    path: str = ""
 
     def cost(self, producer: Precision, consumer: Precision) -> Cost:
         """What one pair of precisions costs."""
-        return self.costs.get((producer, consumer), Cost())
+        labels = self.produced.get(producer, ""), self.read.get(consumer, "")
+        return self.costs.get(labels, NOTHING)
 
 
 @dataclass(frozen=True)
@@ -103,22 +185,28 @@ class CostTable:
     """The cost of every precision of every layer, and what does not depend on the policy.
 
     Attributes:
-        layers: Layer name to precision to cost.
+        layers: Layer name to the cost of each of its precisions.
         fixed: Cost of everything else: other operations, other parameters, launch overhead.
         tiers: Cost name to tier.
         source: Where the numbers come from, in words.
         boundaries: What is added where the precisions of two layers meet.
+        sigmas: Path to the standard deviation of the logarithm of its latencies' common error.
+        fixed_path: What the fixed latency shares its error with.
+        warnings: What a user must know before believing the numbers.
     """
 
-    layers: Mapping[str, Mapping[Precision, LayerCost]]
+    layers: Mapping[str, LayerCosts]
     fixed: Cost
     tiers: Mapping[str, Tier]
     source: str
     boundaries: tuple[BoundaryCost, ...] = ()
+    sigmas: Mapping[str, float] = field(default_factory=dict)
+    fixed_path: str = ""
+    warnings: tuple[str, ...] = ()
 
     def column(self, cost: str, layer: str, precisions: tuple[Precision, ...]) -> np.ndarray:
         """One cost of one layer for `precisions`, shape `(len(precisions),)`."""
-        return np.array([getattr(self.layers[layer][precision].cost, cost) for precision in precisions])
+        return self.layers[layer].column(cost, precisions)
 
 
 @dataclass(frozen=True)
@@ -130,9 +218,15 @@ class CostReport:
         layers: Layer name to cost.
         tiers: Cost name to tier.
         source: Where the numbers come from, in words.
+        path_seconds: Path to the part of the latency that shares its error; they add up to the latency.
+        sigmas: Path to the standard deviation of the logarithm of that error.
+        warnings: What a user must know before believing the numbers.
     """
 
     total: Cost
     layers: Mapping[str, LayerCost] = field(default_factory=dict)
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     source: str = ""
+    path_seconds: Mapping[str, float] = field(default_factory=dict)
+    sigmas: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

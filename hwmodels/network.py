@@ -12,6 +12,9 @@ from hwmodels.precision import Format
 
 Shape = tuple[int, ...]
 
+FUSED = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu"})
+"""Activations that runtimes compute in the epilogue of the layer before them."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -147,6 +150,30 @@ class Network:
     def weight_count(self) -> int:
         """Weights of all layers."""
         return sum(layer.weight_count for layer in self.layers)
+
+    def is_fused(self, operation: Operation) -> bool:
+        """Whether an operation is computed in the epilogue of the layer whose output it alone reads."""
+        tensors = [self.tensors[name] for name in operation.reads]
+        return (
+            operation.kind in FUSED
+            and len(tensors) == 1
+            and tensors[0].consumers == (operation.name,)
+            and tensors[0].producer in self._by_name
+        )
+
+    def source_layer(self, tensor: str) -> Layer | None:
+        """The layer that leaves a tensor, through an activation fused with it; None where it is none."""
+        producer = self.tensors[tensor].producer
+        if producer in self._by_name:
+            return self._by_name[producer]
+        operation = self._operations.get(producer or "")
+        if operation is None or not self.is_fused(operation):
+            return None
+        return self.source_layer(operation.reads[0])
+
+    @cached_property
+    def _operations(self) -> dict[str, Operation]:
+        return {operation.name: operation for operation in self.operations}
 
     def input_tensor(self, layer: Layer) -> str | None:
         """Name of the tensor whose values the layer's input format applies to; None for weight-only layers."""

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 Grid = Literal["float", "cast", "int", "minifloat", "binary", "ternary", "ttq", "codebook", "nf4"]
@@ -72,6 +73,14 @@ class Format:
         if self.is_float:
             object.__setattr__(self, "grid", "float")
             object.__setattr__(self, "scale", "none")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept, since tables are keyed by formats; of numbers and letters only, so the same in every process."""
+        return zlib.crc32(repr(tuple(getattr(self, item.name) for item in fields(self))).encode())
 
     def __str__(self) -> str:
         if self in _NAMES:
@@ -277,6 +286,13 @@ class Precision:
 
     weight: Format = FLOAT
     input: Format = FLOAT
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.weight, self.input))
 
     def __str__(self) -> str:
         return f"{self.weight}/{self.input}"

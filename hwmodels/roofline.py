@@ -2,25 +2,42 @@
 
     t = t0 + ((C / (P e_c))^p + (B / (BW e_m))^p)^(1/p)
 
-C operations (two per multiply-accumulate), B bytes moved, P and BW the device's peaks, t0 the overhead of an operation,
-e_c and e_m the shares of the peaks that kernels reach, p how sharply one limit hands over to the other. The raw
-roofline is the limit t0 = 0, e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM 2009).
+C operations (two per multiply-accumulate, padded to the kernels' tiles), B bytes moved, P and BW the device's peaks, t0
+the overhead of an operation, e_c and e_m the shares of the peaks that kernels reach, p how sharply one limit hands over
+to the other; the four are fitted per path, which is a kind of kernel. The raw roofline is the limit t0 = 0,
+e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM 2009).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hwmodels.base import Choices, CostModel, fixed_storage, storage_cost
-from hwmodels.cost import Cost, CostTable, LayerCost, Tier, Workload
-from hwmodels.device import FLOAT_COMPUTE, Capability, Device, Efficiency, OperationEnergy, load_device, worst_tier
-from hwmodels.network import Layer, Network
-from hwmodels.precision import FLOAT_BITS, Precision
+import numpy as np
 
-FLOAT_BYTES = FLOAT_BITS // 8
-ACCUMULATOR_BITS = 32
+from hwmodels.base import Choices, CostModel, fixed_storage, storage_columns
+from hwmodels.capability import Capability
+from hwmodels.conversion import (
+    CONVERTED_BITS,
+    FLOATS,
+    Handover,
+    conversion_traffic,
+    handovers,
+    left_as,
+    read_as,
+)
+from hwmodels.cost import COSTS, Bound, BoundaryCost, Cost, CostTable, LayerCosts, Tier, Workload
+from hwmodels.device import Calibration, Device, MemoryLevel, load_device, worst_tier
+from hwmodels.energy import mac_energy
+from hwmodels.network import Layer, Network
+from hwmodels.precision import Precision
+from hwmodels.quantity import rate_at
+from hwmodels.site import Gemm, Site
+
+LATENCY, ENERGY = COSTS.index("latency_s"), COSTS.index("energy_j")
+BOUNDS: tuple[Bound, ...] = ("compute", "memory", "overhead")
 
 
 class Roofline(CostModel):
@@ -34,6 +51,18 @@ class Roofline(CostModel):
         """
         self.device = device if isinstance(device, Device) else load_device(device)
         self.name = self.device.id
+        self._found: dict[tuple[str, bool, Precision], Capability] = {}
+
+    def capability(self, layer: Layer, precision: Precision) -> Capability:
+        """How the device runs a layer at a precision.
+
+        Raises:
+            ValueError: If nothing in the device's list matches.
+        """
+        key = layer.kind, layer.is_depthwise, precision
+        if key not in self._found:
+            self._found[key] = self.device.capability(layer.kind, precision, layer.is_depthwise)
+        return self._found[key]
 
     def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
         """Prices every choice of every layer; `fixed` holds the other operations and parameters.
@@ -41,109 +70,193 @@ class Roofline(CostModel):
         Raises:
             ValueError: If the device has no figures for the workload's threads, or cannot run a precision.
         """
-        if workload.threads not in self.device.threads:
-            known = ", ".join(map(str, self.device.threads))
-            raise ValueError(
-                f"device {self.name} has figures for {known} threads, got workload.threads={workload.threads}"
-            )
+        self.device.check_threads(workload.threads)
+        met = handovers(network, choices)
+        handed = {one.producer for one in met}
         layers = {
-            name: {precision: self._layer_cost(network, network[name], precision, workload) for precision in precisions}
+            name: self._layer(network, network[name], precisions, workload, name in handed)
             for name, precisions in choices.items()
         }
+        boundaries = []
+        for handover in met:
+            if handover.producer is None:
+                self._add_passes(layers[handover.consumer], network, handover, workload)
+            else:
+                boundaries.append(self._boundary(network, handover, choices, workload))
         tiers: dict[str, Tier] = {
-            "latency_s": worst_tier(efficiency.tier for efficiency in self.device.efficiency.values()),
+            "latency_s": worst_tier([run[3] for costs in layers.values() for run in costs.runs] or [self.device.tier]),
             "energy_j": self.device.energy.tier,
             "weight_bytes": "exact",
             "activation_bytes": "exact",
             "bit_ops": "exact",
         }
-        source = f"roofline of {self.device.id} ({self.device.description}); energy from counted operations and bytes"
-        return CostTable(layers, self._fixed_cost(network, workload), tiers, source)
+        energy = "calibrated" if self.device.energy.is_calibrated else "an index of counted operations and bytes"
+        return CostTable(
+            layers,
+            self._fixed_cost(network, workload),
+            tiers,
+            f"roofline of {self.device.id} ({self.device.name}, {self.device.runtime}); energy is {energy}",
+            tuple(boundaries),
+            {name: path.sigma.number for name, path in self.device.calibration.items()},
+            self.device.float_compute,
+            self.device.warnings,
+        )
 
-    def _layer_cost(self, network: Network, layer: Layer, precision: Precision, workload: Workload) -> LayerCost:
+    def _layer(
+        self,
+        network: Network,
+        layer: Layer,
+        precisions: Sequence[Precision],
+        workload: Workload,
+        hands_on: bool,
+    ) -> LayerCosts:
+        """Prices one layer, conversions left out; a layer that hands on leaves integers where it can."""
+        device, threads = self.device, workload.threads
+        runs = [self._run(layer, precision) for precision in precisions]
+        site = Site.of(layer, workload)
+        level = self._level(network, site.input_values + site.output_values, threads)
+        bandwidth = rate_at(level.bandwidth, threads)
+
+        known: dict[int, tuple[float, ...]] = {}  # one row per way to run: many precisions share one
+        rows, bytes_moved, mac_j = [], [], []
+        for precision, run in zip(precisions, runs, strict=True):
+            if id(run) not in known:
+                known[id(run)] = self._rates(run, site.gemm, threads)
+            rows.append(known[id(run)])
+            bytes_moved.append(self._traffic(layer, site, precision, run, hands_on))
+            mac_j.append(
+                mac_energy(device.energy, run.compute, run.weight_width(precision), run.input_width(precision))
+            )
+        compute_s, overhead, share, sharpness = np.array(rows).reshape(-1, 4).T
+        traffic = np.array(bytes_moved)
+        memory_s = traffic / (bandwidth * share)
+        seconds = overhead + join_seconds(compute_s, memory_s, sharpness)
+        joules = site.macs * np.array(mac_j) + traffic * self._byte_energy(level) + seconds * self._idle_power
+
+        values = storage_columns(layer, precisions, workload)
+        values[:, LATENCY], values[:, ENERGY] = layer.calls * seconds, layer.calls * joules
+        bounds = np.argmax([compute_s, memory_s, overhead], axis=0).tolist()
+        described = [
+            (run.compute, BOUNDS[bound], run.path, device.calibration[run.path].tier, run.support)
+            for run, bound in zip(runs, bounds, strict=True)
+        ]
+        return LayerCosts(precisions, values, described)
+
+    def _run(self, layer: Layer, precision: Precision) -> Capability:
+        """How the device runs a layer at a precision that is legal."""
         if not layer.quantizes_input and not precision.input.is_float:
             raise ValueError(
                 f"layer {layer.name} is weight-only, its input stays in float: use {precision.weight}, not {precision}"
             )
-        run = self.device.capability(layer.kind, precision)
-        macs = layer.macs * workload.batch / layer.calls
-        traffic = layer_traffic(layer, precision, run, workload.batch)
-        quantizing = quantize_traffic(layer, precision, run, workload.batch)
+        run = self.capability(layer, precision)
+        if run.support == "refused":
+            raise ValueError(f"device {self.name} cannot run {layer.kind} {layer.name} at {precision}: {run.note}")
+        return run
 
-        efficiency = self.device.efficiency[run.compute]
-        peak = self.device.compute[run.compute][workload.threads].value
-        floats = math.prod(layer.input_shape[1:]) + math.prod(layer.output_shape[1:])
-        bandwidth = self._bandwidth(network, floats * workload.batch * FLOAT_BYTES, workload.threads)
-        compute_s = 2 * macs / (peak * efficiency.compute.value)
-        memory_s = traffic / (bandwidth * efficiency.memory.value)
-        seconds = roofline_seconds(compute_s, memory_s, efficiency)
-        if quantizing:
-            seconds += roofline_seconds(0.0, quantizing / (bandwidth * efficiency.memory.value), efficiency)
+    def _rates(self, run: Capability, gemm: Gemm, threads: int) -> tuple[float, ...]:
+        """Seconds of computing, overhead, memory share and sharpness of one way to run."""
+        path = self.device.calibration[run.path]
+        reached = self.device.peak(run.compute, threads) * path.compute.number
+        overhead = path.overhead.number * (1 + run.extra_kernels)
+        return padded_operations(gemm, path) / reached, overhead, path.memory.number, path.sharpness.number
 
-        mac_j = mac_energy(self.device.energy, run.compute, run.weight_width(precision), run.held_input_bits)
-        joules = macs * mac_j + (traffic + quantizing) * self.device.energy.memory.value
-        stored = storage_cost(layer, precision, workload)
-        cost = replace(stored, latency_s=layer.calls * seconds, energy_j=layer.calls * joules)
-        return LayerCost(cost, run.compute, "compute" if compute_s >= memory_s else "memory")
+    def _traffic(self, layer: Layer, site: Site, precision: Precision, run: Capability, hands_on: bool) -> float:
+        """Bytes one call moves: weights and inputs as the runtime holds them, outputs as the next layer wants them."""
+        if layer.kind == "embedding":  # a look-up reads the rows it returns
+            weights = site.output_values * run.weight_width(precision) / 8
+        elif run.held_weight_bits is None:
+            weights = layer.weight_bits(precision.weight) / 8
+        else:
+            weights = layer.weight_count * run.held_weight_bits / 8
+        output_bits = CONVERTED_BITS if hands_on and run.requantizes else self.device.float_bits
+        return weights + site.input_values * run.input_width(precision) / 8 + site.output_values * output_bits / 8
+
+    def _add_passes(self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload) -> None:
+        """Adds to a layer's costs what converting its input takes, which comes in floats."""
+        layer = network[handover.consumer]
+        labels = self._labels(layer, costs.precisions)
+        converting = self._conversions(network, layer, [(FLOATS, label) for label in labels], workload)
+        for row, label in enumerate(labels):
+            cost = converting[FLOATS, label]
+            costs.numbers[row, LATENCY] += cost.latency_s
+            costs.numbers[row, ENERGY] += cost.energy_j
+
+    def _boundary(self, network: Network, handover: Handover, choices: Choices, workload: Workload) -> BoundaryCost:
+        """What converting between two layers takes."""
+        producer, consumer = handover.producer or "", handover.consumer
+        source = network[producer]
+        produced = {precision: left_as(self.capability(source, precision)) for precision in choices[producer]}
+        read = dict(zip(choices[consumer], self._labels(network[consumer], choices[consumer]), strict=True))
+        pairs = [(left, right) for left in dict.fromkeys(produced.values()) for right in dict.fromkeys(read.values())]
+        costs = self._conversions(network, network[consumer], pairs, workload)
+        path = self.device.float_compute
+        return BoundaryCost(handover.tensor, producer, consumer, produced, read, costs, path)
+
+    def _labels(self, layer: Layer, precisions: Sequence[Precision]) -> list[str]:
+        """What a layer reads at each precision."""
+        float_bits = self.device.float_bits
+        return [read_as(layer, precision, self.capability(layer, precision), float_bits) for precision in precisions]
+
+    def _conversions(
+        self, network: Network, layer: Layer, pairs: Sequence[tuple[str, str]], workload: Workload
+    ) -> dict[tuple[str, str], Cost]:
+        """What converting the input of a layer costs, by what it is left and what it is read as."""
+        path = self.device.calibration[self.device.float_compute]
+        values = Site.of(layer, workload).input_values * layer.calls
+        level = self._level(network, values, workload.threads)
+        bandwidth = rate_at(level.bandwidth, workload.threads) * path.memory.number
+        costs = {}
+        for left, read in dict.fromkeys(pairs):
+            passes, traffic = conversion_traffic(left, read, values, self.device.float_bits)
+            seconds = passes * path.overhead.number + traffic / bandwidth
+            joules = traffic * self._byte_energy(level) + seconds * self._idle_power
+            costs[left, read] = Cost(latency_s=seconds, energy_j=joules)
+        return costs
 
     def _fixed_cost(self, network: Network, workload: Workload) -> Cost:
-        """Prices the other operations, which read and write floats, and the other parameters."""
-        efficiency = self.device.efficiency[FLOAT_COMPUTE]
-        seconds = joules = 0.0
+        """Prices the other operations, which read and write floats, the other parameters, and starting the network."""
+        path = self.device.calibration[self.device.float_compute]
+        seconds, joules = self.device.launch.number if self.device.launch.is_known else 0.0, 0.0
         for operation in network.operations:
-            values = sum(network.tensors[name].values for name in (*operation.reads, *operation.writes))
-            traffic = values * workload.batch * FLOAT_BYTES
-            bandwidth = self._bandwidth(network, traffic, workload.threads)
-            seconds += roofline_seconds(0.0, traffic / (bandwidth * efficiency.memory.value), efficiency)
-            joules += traffic * self.device.energy.memory.value
-        return replace(fixed_storage(network), latency_s=seconds, energy_j=joules)
+            if network.is_fused(operation):
+                continue
+            values = workload.batch * sum(network.tensors[n].values for n in (*operation.reads, *operation.writes))
+            traffic = values * self.device.float_bits / 8
+            level = self._level(network, values, workload.threads)
+            bandwidth = rate_at(level.bandwidth, workload.threads) * path.memory.number
+            seconds += path.overhead.number + traffic / bandwidth
+            joules += traffic * self._byte_energy(level)
+        return replace(fixed_storage(network), latency_s=seconds, energy_j=joules + seconds * self._idle_power)
 
-    def _bandwidth(self, network: Network, activation_bytes: float, threads: int) -> float:
-        """Bandwidth of the level that keeps the float network, and an operation's tensors, from pass to pass.
+    def _level(self, network: Network, values: int, threads: int) -> MemoryLevel:
+        """The memory level that keeps the float network, and an operation's values, from pass to pass.
 
         Judged by the float network so that a layer's cost does not depend on the precision of the others.
         """
-        resident = (network.weight_count + network.other_parameters) * FLOAT_BYTES
-        return self.device.level(resident + activation_bytes, threads).bandwidth[threads].value
+        resident = network.weight_count + network.other_parameters + values
+        return self.device.level(resident * self.device.float_bits / 8, threads)
+
+    def _byte_energy(self, level: MemoryLevel) -> float:
+        """Joules of a byte moved from and to a level."""
+        return (level.energy or self.device.energy.memory).number
+
+    @property
+    def _idle_power(self) -> float:
+        """Watts drawn whatever is run; none where unknown."""
+        power = self.device.energy.idle_power
+        return power.number if power.is_known else 0.0
 
 
-def layer_traffic(layer: Layer, precision: Precision, run: Capability, batch: int) -> float:
-    """Bytes one call of a layer moves: weights and inputs as the runtime holds them, outputs in float."""
-    inputs, outputs = (math.prod(shape[1:]) * batch for shape in (layer.input_shape, layer.output_shape))
-    weights = outputs if layer.kind == "embedding" else layer.weight_count  # a look-up reads the rows it returns
-    return weights * run.weight_width(precision) / 8 + inputs * run.held_input_bits / 8 + outputs * FLOAT_BYTES
+def padded_operations(gemm: Gemm, path: Calibration) -> float:
+    """Operations of a product, two per multiply-accumulate, its sides padded to the path's tile."""
+    tile = path.tile
+    m, n, k = (math.ceil(size / step) * step for size, step in zip(gemm, (tile.m, tile.n, tile.k), strict=False))
+    return 2.0 * m * n * k * gemm.groups
 
 
-def quantize_traffic(layer: Layer, precision: Precision, run: Capability, batch: int) -> float:
-    """Bytes moved to quantize the input of one call: floats read and integers written, none for float inputs.
-
-    Where the kernel reads floats all the same, the integers are turned back, at the same traffic again. Layers that
-    read one tensor are charged a pass each.
-    """
-    if precision.input.is_float:
-        return 0.0
-    integer_bytes = math.ceil(precision.input.bits / 8)
-    passes = 2 if run.held_input_bits == FLOAT_BITS else 1
-    return passes * math.prod(layer.input_shape[1:]) * batch * float(FLOAT_BYTES + integer_bytes)
-
-
-def roofline_seconds(compute_s: float, memory_s: float, efficiency: Efficiency) -> float:
-    """Joins the seconds of computing and of moving bytes: `t0 + (compute_s^p + memory_s^p)^(1/p)`."""
-    p = efficiency.sharpness.value
-    shorter, longer = sorted((compute_s, memory_s))
-    ratio = shorter / longer if longer else 0.0
-    joined: float = longer * (1 + ratio**p) ** (1 / p)  # the powers of the times themselves would underflow
-    return efficiency.overhead.value + joined
-
-
-def mac_energy(energy: OperationEnergy, compute: str, weight_bits: int, input_bits: int) -> float:
-    """Joules of one multiply-accumulate.
-
-    Integer multipliers grow as (w a / 64)^0.99 from 8 x 8 bits, adders as (b / 8)^0.87 from 8 bits, with accumulators
-    of 32 bits: powers through the 8-bit and 32-bit figures of Horowitz, "Computing's energy problem", ISSCC 2014.
-    """
-    if compute == FLOAT_COMPUTE:
-        return energy.fp32_multiply.value + energy.fp32_add.value
-    multiply: float = energy.int8_multiply.value * (weight_bits * input_bits / 64) ** 0.99
-    add: float = energy.int8_add.value * (ACCUMULATOR_BITS / 8) ** 0.87
-    return multiply + add
+def join_seconds(compute_s: np.ndarray, memory_s: np.ndarray, sharpness: np.ndarray | float) -> np.ndarray:
+    """Joins the seconds of computing and of moving bytes: `(compute_s^p + memory_s^p)^(1/p)`, element by element."""
+    longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
+    ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
+    joined: np.ndarray = longer * (1 + ratio**sharpness) ** (1 / np.asarray(sharpness))  # powers of times underflow
+    return joined

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hwmodels import FLOAT, Format, Network, Operation, Precision
+from hwmodels.network import FUSED
 from hwmodels.precision import FLOAT_PRECISION
 from search.follow import Follower
 from search.kinds import MODULE_KINDS, is_layer, kind_of_function
 from search.tasks.task import call, tensors_in
 
-FUSED = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu"})
 """Activations that integer runtimes compute within the operation before them."""
 
 COMPUTED = (
