@@ -38,6 +38,14 @@ class CostModel(ABC):
             ValueError: If a precision cannot be priced on this target.
         """
 
+    def refusal(self, layer: Layer, precision: Precision) -> str | None:
+        """Why the target cannot run a layer at a precision; None where it can, if only by falling back."""
+        return None
+
+    def confirm(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport | None:
+        """Prices a whole policy by an oracle too slow for searching, to settle a shortlist; None where there is none."""
+        return None
+
     def network_cost(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport:
         """Prices a whole policy: the sum of the table and its boundaries, with the peak of the live activations."""
         table = self.cost_table(network, {name: (precision,) for name, precision in policy.items()}, workload)

@@ -133,6 +133,9 @@ class LayerCosts(Mapping[Precision, LayerCost]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return f"LayerCosts({dict(self)})"
+
     def __iter__(self) -> Iterator[Precision]:
         return iter(self.precisions)
 
@@ -230,3 +233,24 @@ class CostReport:
     path_seconds: Mapping[str, float] = field(default_factory=dict)
     sigmas: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Seconds between which the latency lies with a probability of 80%; see `hwmodels.compare`.
+
+        Raises:
+            ValueError: If the latency or its error is not known.
+        """
+        from hwmodels.compare import latency_interval
+
+        return latency_interval(self)
+
+    def probability_faster(self, other: CostReport) -> float:
+        """The probability that this takes less time than `other`; see `hwmodels.compare`.
+
+        Raises:
+            ValueError: If a latency or the error of what they differ in is not known.
+        """
+        from hwmodels.compare import probability_faster
+
+        return probability_faster(self, other)

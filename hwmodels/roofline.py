@@ -1,18 +1,19 @@
 """The calibrated roofline: time from operations and bytes, by way of how near kernels come to a device's peaks.
 
-    t = t0 + ((C / (P e_c))^p + (B / (BW e_m))^p)^(1/p)
+    t = t0 + ((C / (P e_c))^p + (B / (BW e_m))^p + (k s)^p)^(1/p)
 
-C operations (two per multiply-accumulate, padded to the kernels' tiles), B bytes moved, P and BW the device's peaks, t0
-the overhead of an operation, e_c and e_m the shares of the peaks that kernels reach, p how sharply one limit hands over
-to the other; the four are fitted per path, which is a kind of kernel. The raw roofline is the limit t0 = 0,
-e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM 2009).
+C operations (two per multiply-accumulate, padded to the kernels' tiles), B bytes moved, k products summed into each
+output value, P and BW the device's peaks, t0 the overhead of an operation, e_c and e_m the shares of the peaks that
+kernels reach, s the seconds of a step along k, which show where outputs are too few to fill the device, p how sharply
+one limit hands over to the other; the five are fitted per path, which is a kind of kernel. The raw roofline is the
+limit t0 = s = 0, e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM 2009).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,30 @@ LATENCY, ENERGY = COSTS.index("latency_s"), COSTS.index("energy_j")
 BOUNDS: tuple[Bound, ...] = ("compute", "memory", "overhead")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the time of one layer is made of, over all its calls.
+
+    Attributes:
+        operations: Two per multiply-accumulate, padding left out.
+        traffic: Bytes moved, conversions left out.
+        level: Name of the memory level they move through.
+        compute_s: Seconds of computing: its share of what computing and moving bytes take together, where the p-th
+            powers of both add up.
+        memory_s: Seconds of moving bytes: the rest of that.
+        overhead_s: Seconds of starting.
+        conversion_s: Seconds of converting what it reads.
+    """
+
+    operations: float
+    traffic: float
+    level: str
+    compute_s: float
+    memory_s: float
+    overhead_s: float
+    conversion_s: float
+
+
 class Roofline(CostModel):
     """Prices precisions by what the device's capabilities say really runs, on the calibrated roofline."""
 
@@ -63,6 +88,10 @@ class Roofline(CostModel):
         if key not in self._found:
             self._found[key] = self.device.capability(layer.kind, precision, layer.is_depthwise)
         return self._found[key]
+
+    def refusal(self, layer: Layer, precision: Precision) -> str | None:
+        run = self.capability(layer, precision)
+        return run.note if run.support == "refused" else None
 
     def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
         """Prices every choice of every layer; `fixed` holds the other operations and parameters.
@@ -101,6 +130,43 @@ class Roofline(CostModel):
             self.device.float_compute,
             self.device.warnings,
         )
+
+    def parts(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> dict[str, Parts]:
+        """What the time of every layer is made of; with the fixed cost they add up to the network's latency.
+
+        Raises:
+            ValueError: As `cost_table`.
+        """
+        device, threads = self.device, workload.threads
+        device.check_threads(threads)
+        runs = {name: self._run(network[name], precision) for name, precision in policy.items()}
+        met = {one.consumer: one for one in handovers(network, {name: (policy[name],) for name in policy})}
+        handed = {one.producer for one in met.values()}
+        found = {}
+        for name, precision in policy.items():
+            layer, run = network[name], runs[name]
+            site = Site.of(layer, workload)
+            level = self._level(network, site.input_values + site.output_values, threads)
+            compute_s, overhead, share, sharpness = self._rates(run, site.gemm, threads)
+            traffic = self._traffic(layer, site, precision, run, name in handed)
+            memory_s = traffic / (rate_at(level.bandwidth, threads) * share)
+            joined = float(join_seconds(np.array(compute_s), np.array(memory_s), sharpness))
+            computing = joined * (compute_s / joined) ** sharpness
+            conversion = 0.0
+            if name in met:
+                left = left_as(runs[met[name].producer or ""]) if met[name].producer else FLOATS
+                (read,) = self._labels(layer, (precision,))
+                conversion = self._conversions(network, layer, [(left, read)], workload)[left, read].latency_s
+            found[name] = Parts(
+                operations=layer.calls * 2.0 * site.macs,
+                traffic=layer.calls * traffic,
+                level=level.name,
+                compute_s=layer.calls * computing,
+                memory_s=layer.calls * (joined - computing),
+                overhead_s=layer.calls * overhead,
+                conversion_s=conversion,
+            )
+        return found
 
     def _layer(
         self,
@@ -157,8 +223,11 @@ class Roofline(CostModel):
         """Seconds of computing, overhead, memory share and sharpness of one way to run."""
         path = self.device.calibration[run.path]
         reached = self.device.peak(run.compute, threads) * path.compute.number
-        overhead = path.overhead.number * (1 + run.extra_kernels)
-        return padded_operations(gemm, path) / reached, overhead, path.memory.number, path.sharpness.number
+        overhead, sharpness = path.overhead.number * (1 + run.extra_kernels), path.sharpness.number
+        compute_s = padded_operations(gemm, path) / reached
+        if path.step.number:
+            compute_s = float(join_seconds(np.array(compute_s), np.array(gemm.k * path.step.number), sharpness))
+        return compute_s, overhead, path.memory.number, sharpness
 
     def _traffic(self, layer: Layer, site: Site, precision: Precision, run: Capability, hands_on: bool) -> float:
         """Bytes one call moves: weights and inputs as the runtime holds them, outputs as the next layer wants them."""
@@ -169,7 +238,8 @@ class Roofline(CostModel):
         else:
             weights = layer.weight_count * run.held_weight_bits / 8
         output_bits = CONVERTED_BITS if hands_on and run.requantizes else self.device.float_bits
-        return weights + site.input_values * run.input_width(precision) / 8 + site.output_values * output_bits / 8
+        inputs = site.input_values * (run.input_width(precision) + run.conversion_bits) / 8
+        return weights + inputs + site.output_values * output_bits / 8
 
     def _add_passes(self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload) -> None:
         """Adds to a layer's costs what converting its input takes, which comes in floats."""

@@ -79,6 +79,8 @@ class Site:
     @property
     def gemm(self) -> Gemm:
         """The matrix products that kernels run: a row per output position, of transposed convolutions per input's."""
+        if self.kind == "embedding":  # nothing is multiplied
+            return Gemm(0, 0, 0)
         size = self.in_size if self.kind.startswith("conv_transpose") else self.out_size
         m, n, k = self.batch * math.prod(size), self.out_channels, self.in_channels * math.prod(self.kernel)
         if self.kind.startswith("conv_transpose"):

@@ -17,8 +17,9 @@ import numpy as np
 from hwmodels import CostModel, Workload
 from search.assignment import check_feasible, variable_limits
 from search.budget import Budget
-from search.errors import DataError
+from search.errors import ConfigError, DataError
 from search.files import write_json
+from search.legal import in_words, runnable, without
 from search.policy import Policy
 from search.pricing import Pricing
 from search.rundir import RunDirectory
@@ -115,7 +116,7 @@ def resolve(
     pricing = pricing_of(run, cost_model, workload)
     space = pricing.space
     limits = budget.limits(pricing.reference(budget.reference))
-    free_space = build_space(pricing.network, *_formats(run))
+    free_space, _ = runnable(build_space(pricing.network, *_formats(run)), pricing.network, cost_model)
     check_feasible(pricing, limits, free_space, budget)
     if not run.file(TABLE).is_file():
         raise DataError(
@@ -176,10 +177,20 @@ def _by_agent(run: RunDirectory, budget: Budget, pricing: Pricing, limits: Mappi
 
 
 def pricing_of(run: RunDirectory, cost_model: CostModel, workload: Workload) -> Pricing:
-    """The run's space, priced on a device."""
+    """The run's space, priced on a device.
+
+    Raises:
+        ConfigError: If the device cannot run all of it.
+    """
     network, info = run.network(), run.info()
     held = info["config"]["space"]
     space = build_space(network, *_formats(run), held["pins"], info["ties"])
+    space = without(space, info.get("dropped", ()))
+    if refused := in_words(runnable(space, network, cost_model)[1]):
+        raise ConfigError(
+            f"{cost_model.name} cannot run all of the space that {run.path} searched ({'; '.join(refused)}): "
+            f"start a search with hardware={cost_model.name}"
+        )
     return Pricing(network, space, cost_model, workload)
 
 

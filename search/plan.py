@@ -52,6 +52,9 @@ class PlannedLayer(Record):
         quantizes_input: False for weight-only layers.
         reads: The tensors it reads.
         compute: Type the target really computes in.
+        support: `native`, `storage` or `fallback`: how well the target runs it; empty where not known.
+        bound: `compute`, `memory` or `overhead`, whichever takes longest; empty where not known.
+        tier: How far the latency can be trusted; empty where there is none.
         latency_s: Predicted seconds; None where unknown.
         energy_j: Predicted joules; None where unknown.
         weight_bytes: Stored bytes with scales.
@@ -67,6 +70,9 @@ class PlannedLayer(Record):
     quantizes_input: bool
     reads: tuple[str, ...]
     compute: str
+    support: str = ""
+    bound: str = ""
+    tier: str = ""
     latency_s: float | None
     energy_j: float | None
     weight_bytes: float
@@ -74,11 +80,16 @@ class PlannedLayer(Record):
 
 
 class PlannedCost(Record):
-    """A predicted cost: its value in SI units, the same for the float network, and how far to trust it."""
+    """A predicted cost: its value in SI units, the same for the float network, and how far to trust it.
+
+    `low` and `high` enclose the true value with 80% probability; None where nothing is known about that.
+    """
 
     value: float | None
     reference: float | None
     tier: str
+    low: float | None = None
+    high: float | None = None
 
 
 class MeasuredQuality(Record):
@@ -149,6 +160,7 @@ class Plan(Record):
     effective_bits: float
     cost: dict[str, PlannedCost]
     cost_source: str
+    cautions: tuple[str, ...] = ()
     quality: MeasuredQuality
     selection: MeasuredQuality
     layers: tuple[PlannedLayer, ...]

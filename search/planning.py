@@ -6,12 +6,15 @@ import hashlib
 import math
 import platform
 import subprocess
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hwmodels import CostReport
+from hwmodels.compare import latency_interval
 from search.front import verdict
 from search.job import Job
 from search.objective import Objective
@@ -39,6 +42,13 @@ from search.rundir import UNRELATED
 PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
 
 
+DETOURS = {
+    "storage": "only saves bytes: no kernel multiplies it, it is unpacked to",
+    "fallback": "has no kernel and falls back to",
+}
+"""How a device runs what it has no kernel for, in words."""
+
+
 def make_plan(
     job: Job,
     objective: Objective,
@@ -47,6 +57,8 @@ def make_plan(
     qualities: Mapping[str, Quality],
     folded: tuple[tuple[str, str], ...] = (),
     gains: Sequence[Gain] = (),
+    confirmed: CostReport | None = None,
+    dropped: Sequence[str] = (),
 ) -> Plan:
     """Writes the plan of a policy.
 
@@ -58,11 +70,14 @@ def make_plan(
         qualities: Its quality on the `selection` and the `report` split.
         folded: Layer and batch norm of every fold.
         gains: What repairs gained.
+        confirmed: What the cost model's oracle makes of the policy; None where it has none.
+        dropped: What of the space the device could not run, in words.
     """
     folds = tuple(Fold(*names) for names in folded)
     altered = evaluator.simulated.altered(apply_folds(job.task.model, folds), policy)
     pricing = objective.pricing
-    costs = pricing.costs(policy)
+    report = confirmed or pricing.report(policy)
+    costs = pricing.costs(policy) | asdict(report.total)
     tensors = plan_tensors(evaluator.simulated, policy, altered)
     digests = tensor_digests(job.task.model)
     measured = {
@@ -78,7 +93,7 @@ def make_plan(
         ),
         data_fingerprint=job.task.fingerprint,
         hardware=job.cost_model.name,
-        workload=asdict(job.workload),
+        workload={name: value for name, value in asdict(job.workload).items() if value is not None},
         strategy=job.strategy.name,
         seed=job.seed,
         quantizer=asdict(job.quantizer),
@@ -91,11 +106,12 @@ def make_plan(
         ),
         average_weight_bits=costs["average_weight_bits"],
         effective_bits=costs["effective_bits"],
-        cost=_planned_costs(pricing, policy),
-        cost_source=pricing.report(policy).source,
+        cost=_planned_costs(pricing, report),
+        cost_source=report.source,
+        cautions=(*report.warnings, *dropped, *_detours(report, policy)),
         quality=measured["report"],
         selection=measured["selection"],
-        layers=_planned_layers(pricing, policy),
+        layers=_planned_layers(pricing, policy, report),
         points=evaluator.simulated.points,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         config={key: value for key, value in job.config.items() if key not in UNRELATED},
@@ -104,18 +120,36 @@ def make_plan(
     return plan.with_tensors(tensors, digests)
 
 
-def _planned_costs(pricing: Pricing, policy: Policy) -> dict[str, PlannedCost]:
-    report, reference = pricing.report(policy), pricing.reference("float")
+def _planned_costs(pricing: Pricing, report: CostReport) -> dict[str, PlannedCost]:
+    reference = pricing.reference("float")
+    ends: dict[str, tuple[float, float]] = {}
+    if report.path_seconds and not math.isnan(report.total.latency_s):
+        ends["latency_s"] = latency_interval(report)
     return {
         name: PlannedCost(
-            value=_or_none(value), reference=_or_none(reference[name]), tier=report.tiers.get(name, "unknown")
+            value=_or_none(value),
+            reference=_or_none(reference[name]),
+            tier=report.tiers.get(name, "unknown"),
+            low=ends.get(name, (None, None))[0],
+            high=ends.get(name, (None, None))[1],
         )
         for name, value in asdict(report.total).items()
     }
 
 
-def _planned_layers(pricing: Pricing, policy: Policy) -> tuple[PlannedLayer, ...]:
-    report = pricing.report(policy)
+def _detours(report: CostReport, policy: Policy) -> list[str]:
+    """Which layers the device runs otherwise than their formats say, in words."""
+    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, layer in report.layers.items():
+        if layer.support in DETOURS:
+            found[str(policy[name]), layer.support, layer.compute].append(name)
+    return [
+        f"{precision} of {', '.join(names) if len(names) <= 3 else f'{len(names)} layers'} {DETOURS[support]} {compute}"
+        for (precision, support, compute), names in found.items()
+    ]
+
+
+def _planned_layers(pricing: Pricing, policy: Policy, report: CostReport) -> tuple[PlannedLayer, ...]:
     return tuple(
         PlannedLayer(
             name=layer.name,
@@ -127,6 +161,9 @@ def _planned_layers(pricing: Pricing, policy: Policy) -> tuple[PlannedLayer, ...
             quantizes_input=layer.quantizes_input,
             reads=layer.reads,
             compute=report.layers[layer.name].compute,
+            support=report.layers[layer.name].support,
+            bound=report.layers[layer.name].bound,
+            tier=report.layers[layer.name].tier,
             latency_s=_or_none(report.layers[layer.name].cost.latency_s),
             energy_j=_or_none(report.layers[layer.name].cost.energy_j),
             weight_bytes=report.layers[layer.name].cost.weight_bytes,

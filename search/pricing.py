@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwmodels import CostModel, CostReport, CostTable, Network, Precision, Workload
+from hwmodels import CostModel, CostReport, CostTable, Network, Precision, StorageModel, Workload
+from hwmodels.base import sum_costs
 from hwmodels.cost import ADDITIVE_COSTS
 from hwmodels.precision import FLOAT_PRECISION
 from search.policy import Policy
@@ -38,7 +39,10 @@ class Pricing:
     workload: Workload
 
     def report(self, policy: Mapping[str, Precision]) -> CostReport:
-        """Prices a policy layer by layer."""
+        """Prices a policy layer by layer; one of the space from the table that is there already."""
+        is_sum = type(self.cost_model).network_cost is CostModel.network_cost
+        if is_sum and all(policy[name] in self.table.layers[name] for name in self.table.layers):
+            return sum_costs(self.table, self.network, policy, self.workload)
         return self.cost_model.network_cost(self.network, policy, self.workload)
 
     def costs(self, policy: Policy) -> dict[str, float]:
@@ -50,9 +54,11 @@ class Pricing:
         return asdict(self.report(policy).total) | bits
 
     def reference(self, name: str) -> dict[str, float]:
-        """Costs of the `float` or the `int8` network."""
-        precision = FLOAT_PRECISION if name == "float" else INT8
-        return self.costs(Policy.uniform(self.network, precision))
+        """Costs of the `float` or the `int8` network; of one that the target cannot run only what is counted."""
+        policy = Policy.uniform(self.network, FLOAT_PRECISION if name == "float" else INT8)
+        if all(self.cost_model.refusal(self.network[layer], policy[layer]) is None for layer in policy):
+            return self.costs(policy)
+        return replace(self, cost_model=StorageModel()).costs(policy)
 
     @cached_property
     def table(self) -> CostTable:

@@ -60,15 +60,15 @@ def write_report(run: RunDirectory) -> Path:
     """
     from jinja2 import Environment, StrictUndefined
 
-    about, plan, front, costs = run.info(), run.plan(), run.table("front.csv"), run.table("costs.parquet")
-    if plan is None or front is None or costs is None or "limits" not in about:
+    about, plan, front = run.info(), run.plan(), run.table("front.csv")
+    if plan is None or front is None or "limits" not in about:
         raise DataError(
             f"{run.path} holds no finished search to report on; repeat its command with run_dir={run.path} to finish it"
         )
     planes = front_infos(front, run.trials(), about)
     history = run.table("history.csv")
     pictures = {}
-    for name, figure in _figures(run, plan, front, costs, planes, history):
+    for name, figure in _figures(run, plan, front, planes, history):
         image = style.png(figure)
         with replacing(run.file(f"figures/{name}.png")) as aside:
             aside.write_bytes(image)
@@ -94,7 +94,7 @@ def write_report(run: RunDirectory) -> Path:
         hypervolume=final_hypervolume(history),
         members=front_rows(front),
         roles=list(front["role"]),
-        layers=layer_rows(plan, run.layers(), costs),
+        layers=layer_rows(plan, run.layers()),
         configuration=[[key, str(value)] for key, value in flat(about["config"]).items()],
         identity=identity_rows(about, plan),
         colours={"winner": style.WINNER, "front": style.FRONT, "baseline": style.BASELINE},
@@ -106,7 +106,6 @@ def _figures(
     run: RunDirectory,
     plan: Plan,
     front: pd.DataFrame,
-    costs: pd.DataFrame,
     planes: Sequence[FrontInfo],
     history: pd.DataFrame | None,
 ) -> Iterator[tuple[str, Figure]]:
@@ -119,7 +118,7 @@ def _figures(
     scores = None if table is None else sensitivity_info(table, plan)
     if scores:
         yield "sensitivity", draw_sensitivity(scores)
-    yield "layer_costs", draw_layer_costs(layer_costs_info(plan, costs))
+    yield "layer_costs", draw_layer_costs(layer_costs_info(plan))
     convergence = convergence_info(run.trials(), about, plan.selection.float_value, history)
     yield "convergence", draw_convergence(convergence)
 
@@ -178,7 +177,7 @@ def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
         + (", and was kept: the winner's table counts it." if step.kept else ", and was not kept.")
         for step in plan.recover
     ]
-    return found
+    return [*found, *(f"Mind: {caution}." for caution in plan.cautions)]
 
 
 def winner_rows(plan: Plan) -> Rows:
@@ -199,6 +198,8 @@ def winner_rows(plan: Plan) -> Rows:
         value = quantity(name, cost.value, 4)
         if name.endswith("_bytes") and cost.value is not None:
             value += f" ({cost.value:,.0f} B)"
+        if cost.low is not None:
+            value += f" [{quantity(name, cost.low)}, {quantity(name, cost.high)}; 80%]"
         if cost.value is not None and cost.reference:
             value += f", {significant(cost.value / cost.reference)}× float"
         rows.append([f"{COST_NAMES[name]} ({cost.tier})", value, quantity(name, cost.reference, 4)])
@@ -233,11 +234,10 @@ def front_rows(front: pd.DataFrame) -> Rows:
     ]
 
 
-def layer_rows(plan: Plan, layers: list[dict[str, Any]], costs: pd.DataFrame) -> Rows:
+def layer_rows(plan: Plan, layers: list[dict[str, Any]]) -> Rows:
     """The winner layer by layer, formatted."""
     kinds = {layer["name"]: style.layer_kind(layer) for layer in layers}
     counts = {layer["name"]: layer["weight_count"] for layer in layers}
-    bounds = {(row.layer, row.precision): str(row.bound) for row in costs.itertuples()}
     return [
         [
             layer.name,
@@ -250,7 +250,9 @@ def layer_rows(plan: Plan, layers: list[dict[str, Any]], costs: pd.DataFrame) ->
             quantity("latency_s", layer.latency_s),
             quantity("energy_j", layer.energy_j),
             layer.compute or NONE,
-            bounds[layer.name, f"{layer.weight}/{layer.input}"] or NONE,
+            layer.support or NONE,
+            layer.bound or NONE,
+            layer.tier or NONE,
         ]
         for layer in plan.layers
     ]

@@ -13,10 +13,10 @@ import numpy as np
 
 from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
-from search.errors import BitplanError
 from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
 from search.history import history_table
 from search.job import Job, Result
+from search.legal import in_words, runnable
 from search.objective import Objective, SpentError
 from search.plan import fingerprint
 from search.planning import identity, make_plan
@@ -33,6 +33,7 @@ from search.recover.tuned import TunedEvaluator
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
+from search.shortlist import settle
 from search.space import SearchSpace, build_space
 from search.starts import starting_policies
 from search.strategies.forecaster import proofs
@@ -89,10 +90,13 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
     ties = [*asked, *map(list, shared_parameters(folded.model, network))]
     run.update(ties=ties)
-    space = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
+    asked_for = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
+    space, dropped = runnable(asked_for, network, job.cost_model)
+    run.update(dropped=[asdict(entry) for entry in dropped])
     pricing = Pricing(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
-    check_feasible(pricing, limits, build_space(network, job.space.weight, job.space.input), budget)
+    unrestricted, _ = runnable(build_space(network, job.space.weight, job.space.input), network, job.cost_model)
+    check_feasible(pricing, limits, unrestricted, budget)
     run.write_table("costs.parquet", pricing.to_frame())
 
     progress.stage("calibrating ranges")
@@ -153,7 +157,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         strategy.search(space, objective, np.random.default_rng(job.seed))
     ensure_measured(objective, log)
     strategy.keep(run.path, objective, log.trials)
-    winner = best_trial(objective, log.trials)
+    winner, confirmed = settle(objective, log.trials)
 
     progress.stage("measuring the front on the report split")
     reports = run.measurements()
@@ -179,7 +183,9 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         gains += repaired.gains
         report_key += "".join(f"+{gain.repair}" for gain in repaired.gains if gain.kept)
     qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}
-    plan = make_plan(job, objective, evaluator, winner.policy, qualities, folded.folds, gains)
+    plan = make_plan(
+        job, objective, evaluator, winner.policy, qualities, folded.folds, gains, confirmed, in_words(dropped)
+    )
     plan.save(run.file("plan.json"))
 
     run.update(
@@ -223,18 +229,3 @@ def ensure_measured(objective: Objective, log: TrialLog) -> None:
     largest = [len(decision.formats) - 1 for decision in objective.space.decisions]
     with suppress(SpentError):
         objective(objective.space.decode(Projection(objective.pricing, objective.limits).nearest(largest)))
-
-
-def best_trial(objective: Objective, trials: list[Trial]) -> Trial:
-    """Picks the winner from the log.
-
-    Raises:
-        BitplanError: If nothing within budget was measured.
-    """
-    complete = [trial for trial in trials if trial.is_whole]
-    if not complete:
-        raise BitplanError(
-            f"no policy within budget was measured in {len(trials)} proposals; give strategy.evaluations more, "
-            "use strategy=solver, which proposes only policies within budget, or relax the budget"
-        )
-    return min(complete, key=objective.rank)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -125,6 +125,17 @@ class SearchSpace:
             point.append(decision.formats.index(formats.pop()))
         return tuple(point)
 
+    def restricted(self, formats: Mapping[int, tuple[Format, ...]]) -> SearchSpace:
+        """The space with only some of its formats.
+
+        Args:
+            formats: Index of a decision to what it may still be, in the decision's order.
+        """
+        decisions = tuple(
+            replace(one, formats=formats.get(index, one.formats)) for index, one in enumerate(self.decisions)
+        )
+        return SearchSpace(decisions, _with_choices(self.units, decisions), self.weight_only)
+
     def sample(self, rng: np.random.Generator) -> Policy:
         """Draws a policy uniformly."""
         return self.decode([int(rng.integers(len(decision.formats))) for decision in self.decisions])
@@ -178,11 +189,14 @@ def build_space(
         unit_input |= dict.fromkeys(members, len(decisions))
         decisions.append(Decision(tensor, "input", layers, allowed))
 
-    built = []
-    for index, unit in enumerate(units):
-        pairs = itertools.product(decisions[index].formats, decisions[unit_input[unit]].formats)
-        built.append(Unit(unit[0], unit, tuple(Precision(w, a) for w, a in pairs), index, unit_input[unit]))
-    return SearchSpace(tuple(decisions), tuple(built), weight_only)
+    bare = [Unit(unit[0], unit, (), index, unit_input[unit]) for index, unit in enumerate(units)]
+    return SearchSpace(tuple(decisions), _with_choices(bare, decisions), weight_only)
+
+
+def _with_choices(units: Iterable[Unit], decisions: Sequence[Decision]) -> tuple[Unit, ...]:
+    """The units with every pair of their decisions' formats as choices."""
+    pairs = [(unit, decisions[unit.weight].formats, decisions[unit.input].formats) for unit in units]
+    return tuple(replace(u, choices=tuple(Precision(w, a) for w, a in itertools.product(*both))) for u, *both in pairs)
 
 
 def _formats(side: Side, names: Sequence[str]) -> tuple[Format, ...]:

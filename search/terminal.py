@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.units import COST_NAMES, interval, quantity, significant
 
@@ -108,6 +108,16 @@ def print_result(result: Result, console: Console) -> None:
     if found:
         each = "; ".join(f"{name} {each['spearman']:.2f}, {each['kendall']:.2f}" for name, each in found.items())
         console.print(f"Spearman, Kendall of every predictor: {each}", highlight=False, soft_wrap=True)
+    latency = plan.cost["latency_s"]
+    if latency.low is not None:
+        console.print(
+            f"Latency {quantity('latency_s', latency.value)}, with 80% probability between "
+            f"{quantity('latency_s', latency.low)} and {quantity('latency_s', latency.high)} ({latency.tier})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for caution in plan.cautions:
+        console.print(f"Mind: {caution}", style="yellow", highlight=False, soft_wrap=True, markup=False)
     console.print(f"Costs: {plan.cost_source}", style="dim", highlight=False, soft_wrap=True)
     names = (
         "plan.json",
@@ -167,12 +177,4 @@ def print_verification(found: Verification, console: Console) -> None:
         median, low, high = (quantity("latency_s", s) for s in (latency.median_s, latency.low_s, latency.high_s))
         spread = f"{median} [{low}, {high}]"
         table.add_row(f"latency of {latency.name}, batch {latency.batch}", spread, "")
-    console.print(table)
-
-
-def print_devices(devices: Iterable[Any], console: Console) -> None:
-    """Prints the shipped device files."""
-    table = plain_table("devices", ["name", "description"], left=2)
-    for device in devices:
-        table.add_row(device.id, device.description)
     console.print(table)

@@ -135,7 +135,8 @@ class CostModelContract:
             assert set(report.layers) == set(policy)
             for cost in ADDITIVE_COSTS:
                 parts = [getattr(table.layers[layer][precision].cost, cost) for layer, precision in policy.items()]
-                expected = sum(parts) + getattr(table.fixed, cost)
+                met = [getattr(one.cost(policy[one.producer], policy[one.consumer]), cost) for one in table.boundaries]
+                expected = sum(parts) + sum(met) + getattr(table.fixed, cost)
                 assert getattr(report.total, cost) == pytest.approx(expected, rel=1e-12, nan_ok=True), cost
 
     def test_is_repeatable(self, cost_model: CostModel) -> None:

@@ -15,7 +15,7 @@ from hwmodels import Precision
 from search.objective import Objective, SpentError
 from search.policy import Policy
 from search.quality.evaluate import Evaluator, Quality
-from search.run import best_trial
+from search.shortlist import best_trial
 from search.strategies.base import Strategy
 from search.tasks.task import Split
 from search.trials import Trial, TrialLog

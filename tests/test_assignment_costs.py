@@ -35,8 +35,10 @@ class Conversions(Roofline):
                 f"{producer}.out",
                 producer,
                 consumer,
+                {left: str(left) for left in choices[producer]},
+                {right: str(right) for right in choices[consumer]},
                 {
-                    (left, right): Cost(latency_s=1e-6 * (left.weight.bits + right.input.bits), energy_j=2e-7)
+                    (str(left), str(right)): Cost(latency_s=1e-6 * (left.weight.bits + right.input.bits), energy_j=2e-7)
                     for left in choices[producer]
                     for right in choices[consumer]
                     if left.input.bits != right.input.bits

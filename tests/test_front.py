@@ -25,7 +25,7 @@ from search.front import (
 )
 from search.policy import Policy
 from search.quality.evaluate import Quality
-from search.run import best_trial
+from search.shortlist import best_trial
 from search.trials import Trial
 
 ALLOW = SimpleNamespace(evaluations=50, seconds=None)

@@ -61,6 +61,8 @@ def test_columns_add_up_to_the_networks_cost(cost_model: CostModel, workload: Wo
         costs = pricing.costs(policy)
         for name, column in pricing.columns.items():
             picked = [numbers[i] for numbers, i in zip(column, choices_of(pricing.space, policy), strict=True)]
+            met = [one.cost(policy[one.producer], policy[one.consumer]) for one in pricing.table.boundaries]
+            picked += [getattr(cost, name, 0.0) for cost in met]
             assert pricing.fixed[name] + sum(picked) == pytest.approx(costs[name], rel=1e-12, nan_ok=True), name
         assert set(costs) == {*pricing.columns, "activation_bytes"}
 

@@ -24,7 +24,7 @@ from search.quality.evaluate import Evaluator
 from search.quality.incumbents import Incumbents
 from search.quality.racing import Racing, Track
 from search.quality.subsets import shuffle_split
-from search.run import best_trial
+from search.shortlist import best_trial
 from search.strategies.base import Strategy
 from search.strategies.baselines import RandomSearch
 from search.strategies.samplers import Tpe

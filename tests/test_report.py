@@ -481,23 +481,21 @@ def test_scores_that_are_all_zero_have_limits() -> None:
 
 
 def test_shares_of_layers_and_rest_make_the_whole(solved: RunDirectory) -> None:
-    plan, costs = solved.plan(), solved.table("costs.parquet")
+    plan = solved.plan()
     assert plan is not None
-    assert costs is not None
-    info = layer_costs_info(plan, costs)
+    info = layer_costs_info(plan)
     assert list(info.shares) == ["latency_s", "energy_j", "weight_bytes", "bit_ops"]
     for cost, shares in info.shares.items():
         assert shares.sum() == pytest.approx(100)
         for layer, share in zip(plan.layers, shares, strict=False):
             assert share == pytest.approx(100 * getattr(layer, cost) / info.totals[cost])
-    assert set(info.bound) <= {"compute", "memory"}
+    assert set(info.bound) <= {"compute", "memory", "overhead"}
 
 
 def test_unknown_costs_are_left_out(sampled: RunDirectory) -> None:
-    plan, costs = sampled.plan(), sampled.table("costs.parquet")
+    plan = sampled.plan()
     assert plan is not None
-    assert costs is not None
-    assert list(layer_costs_info(plan, costs).shares) == ["weight_bytes", "bit_ops"]
+    assert list(layer_costs_info(plan).shares) == ["weight_bytes", "bit_ops"]
 
 
 def test_allocation_and_members_tell_the_formats(solved: RunDirectory) -> None:
@@ -588,12 +586,11 @@ def test_the_same_figure_is_the_same_file() -> None:
 
 
 def test_tables_hold_every_row_and_exact_numbers(solved: RunDirectory) -> None:
-    plan, front, costs = solved.plan(), solved.table("front.csv"), solved.table("costs.parquet")
+    plan, front = solved.plan(), solved.table("front.csv")
     assert plan is not None
     assert front is not None
-    assert costs is not None
     assert [found[0] for found in front_rows(front)] == list(front["name"])
-    layers = layer_rows(plan, solved.layers(), costs)
+    layers = layer_rows(plan, solved.layers())
     assert [found[0] for found in layers] == ["stem", "left", "right", "head"]
     assert [found[4] for found in layers] == ["36", "216", "216", "30"]
     numbers = {name: value for name, value, _ in winner_rows(plan)}
@@ -631,8 +628,9 @@ REPAIRS = {"gptq": 0.25, "bias_correction": 0.75}
 def test_notes_say_what_to_beware_of(solved: RunDirectory) -> None:
     plan = solved.plan()
     assert plan is not None
-    plan = plan.model_copy(update={"budget": plan.budget.model_copy(update={"verdict": "met"})})
+    plan = plan.model_copy(update={"budget": plan.budget.model_copy(update={"verdict": "met"}), "cautions": ()})
     assert notes(about(), plan) == []
+    assert notes(about(), plan.model_copy(update={"cautions": ("it is hot",)})) == ["Mind: it is hot."]
     assert notes(about(rank_correlation=None), plan) == []
     (low,) = notes(about(rank_correlation=0.3), plan)
     assert "low (0.30)" in low
@@ -726,7 +724,6 @@ def test_report_needs_nothing_but_the_directory_and_repeats_itself(solved: RunDi
     names = (
         "run.json",
         "layers.json",
-        "costs.parquet",
         "sensitivity.parquet",
         "trials.jsonl",
         "front.csv",

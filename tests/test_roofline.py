@@ -1,4 +1,4 @@
-"""Devices from YAML and the roofline's prices, against the formula worked by hand."""
+"""The roofline's prices, against the formula worked by hand on a device of round numbers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodels import Layer, Network, Operation, Precision, Roofline, StorageModel, Tensor, Workload, load_device
-from hwmodels.device import FOLDER, Efficiency, Quantity, list_devices
-from hwmodels.roofline import mac_energy, roofline_seconds
+from hwmodels.cost import CostReport
+from hwmodels.device import Tile
+from hwmodels.energy import mac_energy
+from hwmodels.roofline import join_seconds, padded_operations
+from hwmodels.site import Gemm, Site
 
+TOY = load_device(Path(__file__).parent / "devices" / "toy.yaml")
 FLOAT, INT8, INT4 = (Precision.parse(name) for name in ("float", "int8/uint8", "int4/uint8"))
-ZEN5 = (FOLDER / "zen5.yaml").read_text()
+T0, CACHE, DRAM = 1e-6, 2e11 * 0.8, 1e10 * 0.8  # at two threads, with the share that kernels reach
+MACS, VALUES, WEIGHTS = 64 * 64 * 9 * 28 * 28, 64 * 28 * 28, 64 * 64 * 9
 
 
 def conv_network(channels: int = 64, size: int = 28, **changes: object) -> Network:
@@ -30,6 +36,8 @@ def conv_network(channels: int = 64, size: int = 28, **changes: object) -> Netwo
         macs=channels * channels * 9 * size * size,
         input_shape=shape,
         output_shape=shape,
+        kernel=(3, 3),
+        stride=(1, 1),
     )
     tensors = {
         "input": Tensor("input", shape, None, ("conv", "add")),
@@ -40,99 +48,228 @@ def conv_network(channels: int = 64, size: int = 28, **changes: object) -> Netwo
     return Network((replace(conv, **changes),), (add,), tensors, 3, ("conv", "add"), ("add",))
 
 
+def chain(*layers: tuple[str, int, int], between: str = "relu", rows: int = 16) -> Network:
+    """Linear layers of (name, inputs, outputs), one after the other, with an operation after each."""
+    built, operations, tensors, order = [], [], {}, []
+    read = "input"
+    tensors["input"] = Tensor("input", (1, rows, layers[0][1]), None, (layers[0][0],))
+    for number, (name, inputs, outputs) in enumerate(layers):
+        after = layers[number + 1][0] if number + 1 < len(layers) else None
+        shape = (1, rows, outputs)
+        built.append(
+            Layer(
+                name,
+                "linear",
+                (read,),
+                (name,),
+                (outputs, inputs),
+                macs=rows * inputs * outputs,
+                input_shape=(1, rows, inputs),
+                output_shape=shape,
+            )
+        )
+        act = f"{name}.{between}"
+        operations.append(Operation(act, between, (name,), (act,)))
+        tensors[name] = Tensor(name, shape, name, (act,))
+        tensors[act] = Tensor(act, shape, act, (after,) if after else ())
+        order += [name, act]
+        read = act
+    return Network(tuple(built), tuple(operations), tensors, 0, tuple(order), (read,))
+
+
+def joined(compute: float, memory: float) -> float:
+    return math.hypot(compute, memory)  # sharpness 2
+
+
 def prices(network: Network, *names: str, **workload: int) -> dict[str, tuple[float, float, str, str]]:
     """Latency, energy, compute type and bound of the first layer, by precision name."""
     choices = {network.names[0]: [Precision.parse(name) for name in names]}
-    table = Roofline("zen5").cost_table(network, choices, Workload(**workload)).layers[network.names[0]]
+    table = Roofline(TOY).cost_table(network, choices, Workload(**workload)).layers[network.names[0]]
     return {
         name: (row.cost.latency_s, row.cost.energy_j, row.compute, row.bound)
         for name, row in zip(names, table.values(), strict=True)
     }
 
 
-def efficiency(overhead: float = 0.0, sharpness: float = 1.0) -> Efficiency:
-    quantity = {name: Quantity(1.0, "1", "test") for name in ("compute", "memory")}
-    return Efficiency(
-        Quantity(overhead, "s", "test"), **quantity, sharpness=Quantity(sharpness, "1", "test"), tier="datasheet"
-    )
+def report(network: Network, *names: str, **workload: int) -> CostReport:
+    """What a network costs with one precision for each layer."""
+    policy = dict(zip(network.names, map(Precision.parse, names), strict=True))
+    return Roofline(TOY).network_cost(network, policy, Workload(**workload))
 
 
 def test_latency_is_the_formula() -> None:
-    macs, values = 64 * 64 * 9 * 28 * 28, 64 * 28 * 28
     found = prices(conv_network(), "float", "int8/uint8")
-    l2 = 340e9 * 0.8  # 144 KiB of weights and 2 x 196 KiB of activations
-    compute, memory = 2 * macs / (317e9 * 0.75), (4 * 36864 + 8 * values) / l2
-    assert found["float"][0] == pytest.approx(3e-6 + (compute**1.5 + memory**1.5) ** (1 / 1.5))
-    compute, memory = 2 * macs / (1350e9 * 0.55), (36864 + 5 * values) / l2
-    quantize = 3e-6 + 5 * values / l2
-    assert found["int8/uint8"][0] == pytest.approx(3e-6 + (compute**1.5 + memory**1.5) ** (1 / 1.5) + quantize)
+    memory = (4 * WEIGHTS + 8 * VALUES) / CACHE
+    assert found["float"][0] == pytest.approx(T0 + joined(2 * MACS / 50e9, memory))
+    memory, quantize = (WEIGHTS + 5 * VALUES) / CACHE, T0 + 5 * VALUES / CACHE
+    assert found["int8/uint8"][0] == pytest.approx(T0 + joined(2 * MACS / 200e9, memory) + quantize)
 
 
-def test_energy_counts_operations_and_bytes() -> None:
-    macs, values = 64 * 64 * 9 * 28 * 28, 64 * 28 * 28
+def test_energy_counts_operations_bytes_and_idling() -> None:
     found = prices(conv_network(), "float", "int8/uint8")
-    assert found["float"][1] == pytest.approx(macs * 4.6e-12 + (4 * 36864 + 8 * values) * 243.75e-12)
+    latency, energy, *_ = found["float"]
+    assert energy == pytest.approx(MACS * 4.6e-12 + (4 * WEIGHTS + 8 * VALUES) * 1e-12 + 2 * latency)
+    latency, energy, *_ = found["int8/uint8"]
     mac = 0.2e-12 + 0.03e-12 * 4**0.87
-    assert found["int8/uint8"][1] == pytest.approx(macs * mac + (36864 + 10 * values) * 243.75e-12)
+    assert energy == pytest.approx(MACS * mac + (WEIGHTS + 10 * VALUES) * 1e-12 + 2 * latency)
 
 
-def test_below_eight_bits_is_storage_only() -> None:
+def test_products_are_padded_to_the_kernels_tile() -> None:
+    path = TOY.calibration["int8"]
+    assert path.tile == Tile(1, 16, 4, "made up")
+    assert padded_operations(Gemm(7, 17, 5, 2), path) == 2 * 7 * 32 * 8 * 2
+    narrow, wide = (prices(conv_network(channels=c), "int8/uint8")["int8/uint8"] for c in (2, 16))
+    macs = 16 * 20 * 28 * 28  # 2 output channels are 16, 18 products are 20
+    moved = (2 * 2 * 9 + 5 * 2 * 28 * 28) / CACHE
+    assert narrow[0] == pytest.approx(2 * T0 + joined(2 * macs / 200e9, moved) + 5 * 2 * 28 * 28 / CACHE)
+    assert wide[0] < 8 * narrow[0]
+
+
+def test_storage_only_formats_cost_what_they_are_unpacked_to() -> None:
     network = conv_network()
     found = prices(network, "int8/uint8", "int4/uint8", "int2/uint4")
     assert len(set(found.values())) == 1
-    report = [Roofline("zen5").network_cost(network, {"conv": p}, Workload()).total for p in (INT8, INT4)]
-    assert report[0].weight_bytes - report[1].weight_bytes == 36864 / 2
+    whole = [Roofline(TOY).network_cost(network, {"conv": p}, Workload()) for p in (INT8, INT4)]
+    assert whole[0].total.weight_bytes - whole[1].total.weight_bytes == WEIGHTS / 2
+    assert [one.layers["conv"].support for one in whole] == ["native", "storage"]
 
 
-def test_combinations_without_an_integer_kernel_run_in_float() -> None:
-    found = prices(conv_network(), "float", "int8/uint8", "int4", "int16/int16", "float/uint8")
-    assert {name: row[2] for name, row in found.items()} == {
-        "float": "fp32",
-        "int8/uint8": "int8",
-        "int4": "fp32",
-        "int16/int16": "fp32",
-        "float/uint8": "fp32",
-    }
+def test_packed_weights_move_as_they_are_stored_with_their_scales() -> None:
+    network = chain(("fc", 256, 256), rows=1)
+    row = report(network, "int4-g128").layers["fc"]
+    stored = 256 * 256 / 2 + 4 * 512  # two groups of each channel, a scale of 4 bytes each
+    memory = (stored + 4 * (256 + 256)) / CACHE
+    assert row.cost.latency_s == pytest.approx(2 * T0 + joined(2 * 256 * 256 / 50e9, memory)), "unpacking is a kernel"
+    assert (row.path, row.compute, row.tier, row.bound) == ("packed", "fp32", "datasheet", "compute")
+
+
+def test_what_the_device_refuses_is_refused_with_its_note() -> None:
+    network = conv_network(channels=8, weight_shape=(8, 1, 3, 3), groups=8, macs=8 * 9 * 28 * 28)
+    with pytest.raises(ValueError, match="cannot run conv2d conv at int8/uint8: depthwise convolutions have no"):
+        prices(network, "int8/uint8")
+    assert prices(network, "int4/uint8")["int4/uint8"][2] == "int8", "the refusal is about int8 alone"
+
+
+def test_combinations_without_a_kernel_run_in_float() -> None:
+    found = prices(conv_network(), "float", "int4", "int16/int16", "float/uint8")
+    assert {row[2] for row in found.values()} == {"fp32"}
     assert found["int4"] == found["float"], "weights are dequantized when loaded"
-    assert found["float/uint8"][0] > found["float"][0], "inputs are quantized and turned back"
+    assert found["float/uint8"][0] == pytest.approx(found["float"][0] + 2 * T0 + 2 * 5 * VALUES / CACHE)
 
 
-def test_small_layers_are_bound_by_memory_and_large_ones_by_compute() -> None:
-    linear = Layer(
-        "fc", "linear", ("x",), ("y",), (4096, 4096), macs=4096 * 4096, input_shape=(1, 4096), output_shape=(1, 4096)
-    )
-    network = Network((linear,), (), {}, 0, ("fc",))
-    assert prices(network, "float")["float"][3] == "memory"
-    assert prices(network, "float", batch=512)["float"][3] == "compute"
-    at_dram = 3e-6 + 4 * 4096 * 4096 / (38e9 * 0.8)
-    assert prices(network, "float")["float"][0] == pytest.approx(at_dram, rel=0.2)
+def test_bounds() -> None:
+    assert prices(chain(("fc", 1024, 1024), rows=1), "float")["float"][3] == "memory"
+    assert prices(chain(("fc", 1024, 1024), rows=512), "float")["float"][3] == "compute"
+    assert prices(chain(("fc", 4, 4), rows=1), "float")["float"][3] == "overhead"
 
 
-def test_fixed_costs_are_the_other_operations() -> None:
-    fixed = Roofline("zen5").cost_table(conv_network(), {}, Workload(batch=2)).fixed
-    traffic = 2 * 3 * 64 * 28 * 28 * 4
-    assert fixed.latency_s == pytest.approx(3e-6 + traffic / (340e9 * 0.8))
-    assert fixed.energy_j == pytest.approx(traffic * 243.75e-12)
+def test_fixed_costs_are_the_other_operations_and_the_launch() -> None:
+    fixed = Roofline(TOY).cost_table(conv_network(), {}, Workload(batch=2)).fixed
+    traffic = 2 * 3 * VALUES * 4
+    assert fixed.latency_s == pytest.approx(1e-5 + T0 + traffic / CACHE)
+    assert fixed.energy_j == pytest.approx(traffic * 1e-12 + 2 * fixed.latency_s)
     assert fixed.weight_bytes == 12
+
+
+def test_what_outgrows_the_caches_comes_from_memory() -> None:
+    fixed = Roofline(TOY).cost_table(conv_network(), {}, Workload(batch=4)).fixed
+    traffic = 4 * 3 * VALUES * 4
+    assert fixed.latency_s == pytest.approx(1e-5 + T0 + traffic / DRAM), "two caches of a megabyte hold 2.4 MB no more"
+    assert fixed.energy_j == pytest.approx(traffic * 100e-12 + 2 * fixed.latency_s)
+
+
+def test_activations_in_an_epilogue_are_free() -> None:
+    relu, tanh = (
+        Roofline(TOY).cost_table(chain(("fc", 8, 8), between=kind), {}, Workload()) for kind in ("relu", "tanh")
+    )
+    assert relu.fixed.latency_s == pytest.approx(1e-5)
+    assert tanh.fixed.latency_s == pytest.approx(1e-5 + T0 + 2 * 16 * 8 * 4 / CACHE)
+
+
+def test_an_integer_kernel_hands_on_integers_for_nothing() -> None:
+    network, values = chain(("a", 8, 32), ("b", 32, 8)), 16 * 32
+    both = report(network, "int8/uint8", "int8/uint8")
+    assert both.total.latency_s == pytest.approx(sum(x.cost.latency_s for x in both.layers.values()) + 1e-5)
+    first = (8 * 32 + 16 * 8 + values) / CACHE  # weights, inputs and outputs of a byte each
+    compute = 2 * 16 * 32 * 8 / 200e9
+    assert both.layers["a"].cost.latency_s == pytest.approx(
+        T0 + joined(compute, first) + T0 + 5 * 16 * 8 / CACHE  # the network's input comes in floats
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds"),
+    [
+        ("float", "float", 0.0),
+        ("float", "int8/uint8", T0 + 5 * 512 / CACHE),
+        ("int8/uint8", "float", 3 * 512 / CACHE),  # written in four bytes instead of one
+        ("int8/uint8", "int8/uint8-token", 2 * T0 + (3 + 9) * 512 / CACHE),
+        ("float", "int8/uint8-dynamic", 2 * T0 + 9 * 512 / CACHE),
+        ("float", "float/uint8", 2 * T0 + 10 * 512 / CACHE),
+        ("int8/uint8", "float/uint8", T0 + 5 * 512 / CACHE),
+        ("float", "int16/int16", 2 * T0 + 10 * 512 / CACHE),
+    ],
+)
+def test_boundaries_by_hand(first: str, second: str, seconds: float) -> None:
+    network = chain(("a", 8, 32), ("b", 32, 8))
+    policy = {"a": Precision.parse(first), "b": Precision.parse(second)}
+    table = Roofline(TOY).cost_table(network, {name: [p] for name, p in policy.items()}, Workload())
+    (boundary,) = table.boundaries
+    assert (boundary.tensor, boundary.producer, boundary.consumer) == ("a.relu", "a", "b")
+    assert boundary.cost(policy["a"], policy["b"]).latency_s == pytest.approx(seconds)
+    found = report(network, first, second)
+    layers = sum(layer.cost.latency_s for layer in found.layers.values())
+    assert found.total.latency_s == pytest.approx(layers + seconds + 1e-5)
+    assert sum(found.path_seconds.values()) == pytest.approx(found.total.latency_s)
+
+
+def test_other_readers_keep_a_tensor_in_floats() -> None:
+    """What a skip connection reads as well is left in floats: the layer that wants another converts it."""
+    network = chain(("a", 8, 32), ("b", 32, 8), between="tanh")
+    table = Roofline(TOY).cost_table(network, dict.fromkeys(network.names, (INT8,)), Workload())
+    assert not table.boundaries
+    passes = T0 + 5 * 512 / CACHE
+    alone = T0 + joined(2 * 16 * 16 * 32 / 200e9, (32 * 8 + 512 + 4 * 16 * 8) / CACHE)
+    assert table.layers["b"][INT8].cost.latency_s == pytest.approx(alone + passes)
+
+
+def test_a_tensor_is_converted_once_for_all_its_readers() -> None:
+    network = chain(("a", 8, 32), ("b", 32, 8))
+    twin = replace(network.layers[1], name="c", writes=("c",))
+    tensors = network.tensors | {
+        "a.relu": replace(network.tensors["a.relu"], consumers=("b", "c")),
+        "c": Tensor("c", (1, 16, 8), "c"),
+    }
+    both = replace(network, layers=(*network.layers, twin), tensors=tensors, order=(*network.order, "c"))
+    table = Roofline(TOY).cost_table(both, dict.fromkeys(both.names, (INT8, FLOAT)), Workload())
+    assert [boundary.consumer for boundary in table.boundaries] == ["b"]
+    assert table.layers["b"][INT8] == table.layers["c"][INT8]
 
 
 def test_storage_is_the_counted_models() -> None:
     network, choices = conv_network(), {"conv": [FLOAT, INT8, INT4]}
-    table = Roofline("zen5").cost_table(network, choices, Workload(batch=3))
+    table = Roofline(TOY).cost_table(network, choices, Workload(batch=3))
     counted = StorageModel().cost_table(network, choices, Workload(batch=3))
     for cost in ("weight_bytes", "activation_bytes", "bit_ops"):
-        assert (
-            table.column(cost, "conv", (*choices["conv"],)) == counted.column(cost, "conv", (*choices["conv"],))
-        ).all()
-    assert table.tiers["latency_s"] == "datasheet"
+        precisions = (*choices["conv"],)
+        assert (table.column(cost, "conv", precisions) == counted.column(cost, "conv", precisions)).all()
+    assert table.tiers["latency_s"] == "calibrated"
     assert table.tiers["energy_j"] == "index"
+
+
+def test_the_tier_is_that_of_the_worst_path_that_is_run() -> None:
+    network = chain(("fc", 256, 256))
+    tiers = [
+        Roofline(TOY).cost_table(network, {"fc": [Precision.parse(name)]}, Workload()).tiers["latency_s"]
+        for name in ("float", "int4-g32")
+    ]
+    assert tiers == ["calibrated", "datasheet"]
 
 
 def test_calls_are_charged_each() -> None:
     once = prices(conv_network(), "int8/uint8")["int8/uint8"]
-    macs = conv_network().layers[0].macs
-    thrice = prices(conv_network(calls=3, macs=3 * macs), "int8/uint8")["int8/uint8"]
-    assert thrice[:2] == pytest.approx([3 * once[0], 3 * once[1]])
+    thrice = prices(conv_network(calls=3, macs=3 * MACS), "int8/uint8")["int8/uint8"]
+    assert thrice[0] == pytest.approx(3 * once[0], rel=0.05), "one pass converts the input of all calls"
 
 
 def test_embeddings_read_rows_not_the_table() -> None:
@@ -144,30 +281,33 @@ def test_embeddings_read_rows_not_the_table() -> None:
         return prices(network, "int8")["int8"][0]
 
     assert latency(100) == latency(100_000)
+    assert latency(100) == pytest.approx(T0 + (8 * 64 * (1 + 4) + 8 * 4) / DRAM)
 
 
-@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(1, 60), st.floats(0, 1))
-def test_joined_time_lies_between_the_longer_and_the_sum(a: float, b: float, sharpness: float, overhead: float) -> None:
-    time = roofline_seconds(a, b, efficiency(overhead, sharpness)) - overhead
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(1, 60))
+def test_joined_time_lies_between_the_longer_and_the_sum(a: float, b: float, sharpness: float) -> None:
+    time = join_seconds(np.array([a]), np.array([b]), sharpness)[0]
     assert max(a, b) - 1e-9 <= time <= a + b + 1e-9
 
 
 def test_tiny_times_do_not_underflow() -> None:
-    assert roofline_seconds(3e-9, 4e-9, efficiency(sharpness=50.0)) == pytest.approx(4e-9, rel=1e-6)
-    assert roofline_seconds(3e-9, 4e-9, efficiency(sharpness=2.0)) == pytest.approx(5e-9)
+    small = np.array([3e-9]), np.array([4e-9])
+    assert join_seconds(*small, 50.0)[0] == pytest.approx(4e-9, rel=1e-6)
+    assert join_seconds(*small, 2.0)[0] == pytest.approx(5e-9)
+    assert join_seconds(*small, math.inf)[0] == 4e-9
 
 
 def test_mac_energy_passes_through_the_published_figures() -> None:
-    energy = load_device("zen5").energy
     adder = 0.03e-12 * 4**0.87
     assert adder == pytest.approx(0.1e-12, rel=0.01)
-    assert mac_energy(energy, "int8", 8, 8) == pytest.approx(0.2e-12 + adder)
-    assert mac_energy(energy, "int8", 32, 32) == pytest.approx(3.1e-12 + adder, rel=0.01)
-    assert mac_energy(energy, "fp32", 32, 32) == pytest.approx(4.6e-12)
+    assert mac_energy(TOY.energy, "int8", 8, 8) == pytest.approx(0.2e-12 + adder)
+    assert mac_energy(TOY.energy, "int8", 32, 32) == pytest.approx(3.1e-12 + adder, rel=0.01)
+    assert mac_energy(TOY.energy, "fp32", 32, 32) == pytest.approx(4.6e-12)
+    assert mac_energy(TOY.energy, "bf16", 16, 16) == pytest.approx(2.0e-12), "sums are kept in fp32"
 
 
 def test_workloads_and_layers_the_device_cannot_price() -> None:
-    with pytest.raises(ValueError, match=r"figures for 1, 2 threads, got workload.threads=3"):
+    with pytest.raises(ValueError, match=r"figures for 1 to 2 threads, got workload.threads=3"):
         prices(conv_network(), "float", threads=3)
     with pytest.raises(ValueError, match=r"weight-only, its input stays in float: use int8, not int8/uint8"):
         prices(conv_network(quantizes_input=False), "int8/uint8")
@@ -177,77 +317,17 @@ def test_one_thread_is_slower() -> None:
     assert prices(conv_network(), "float", threads=1)["float"][0] > prices(conv_network(), "float")["float"][0]
 
 
-@pytest.mark.parametrize("name", list_devices())
-def test_shipped_devices_are_consistent(name: str) -> None:
-    device = load_device(name)
-    assert device.id == name
-    for threads in device.threads:
-        bandwidths = [level.bandwidth[threads].value for level in device.memory]
-        assert bandwidths == sorted(bandwidths, reverse=True)
-        assert device.compute["int8"][threads].value > device.compute["fp32"][threads].value
-    assert device.compute["fp32"][1].value == pytest.approx(64.1 * device.clock.value, rel=0.01)
-    assert device.compute["int8"][1].value == pytest.approx(257 * device.clock.value, rel=0.01)
+def test_what_is_not_known_is_not_priced() -> None:
+    unknown = replace(TOY.memory[-1], bandwidth=replace(TOY.tdp, unit="byte/s"))
+    device = replace(TOY, memory=(unknown,), compute={n: replace(p, peak=p.peak[2]) for n, p in TOY.compute.items()})
+    table = Roofline(device).cost_table(conv_network(), {"conv": [FLOAT, INT8]}, Workload())
+    assert np.isnan(table.column("latency_s", "conv", (FLOAT, INT8))).all()
+    assert "latencies are not" in table.warnings[0]
 
 
-def test_memory_levels_are_chosen_by_size() -> None:
-    device = load_device("zen5")
-    sizes = [48 * 1024, 96 * 1024, 2**20, 2**21, 2**25, 2**25 + 1]
-    assert [device.level(size, 1).name for size in sizes] == ["l1", "l2", "l2", "l3", "l3", "dram"]
-    assert [device.level(size, 2).name for size in sizes] == ["l1", "l1", "l2", "l2", "l3", "dram"]
-
-
-def test_unknown_devices_are_refused_with_the_closest() -> None:
-    with pytest.raises(ValueError, match=r"no device 'zen4'; did you mean 'zen5'\?; known devices: .*zen5"):
-        Roofline("zen4")
-
-
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(ZEN5.replace("id: zen5", "id: mine").replace("1350.0e9", "2700.0e9"))
-    assert Roofline(path).name == Roofline(str(path)).name == "mine"
-    assert Roofline(path).device.compute["int8"][2].value == 2.7e12
-    with pytest.raises(ValueError, match=r"cannot read device file .*other.yaml: No such file"):
-        load_device(tmp_path / "other.yaml")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("id: zen5\n", "id: zen5\nid: zen6\n", r"line 6: key 'id' occurs twice"),
-        ("clock:", "color: red\nclock:", r"color: .*Unexpected keyword|color: .*not permitted"),
-        ("{value: 234.0e9, unit: op/s,", "{value: 234.0e9, unit: byte/s,", r"compute.fp32 must be in op/s, got byte/s"),
-        ("{value: 234.0e9,", "{value: fast,", r"compute.fp32.1.value: Input should be a valid number"),
-        ("{value: 234.0e9,", "{value: -1,", r"not negative, got -1"),
-        ("{value: 37.0e9, unit: byte/s, source: ", "{value: 37.0e9, unit: byte/s, origin: ", r"source: "),
-        ('"measured by timing a chain of additions; the nominal clock is 2.6 GHz"', '" "', r"source is empty"),
-        ("compute: int8\n", "compute: int7\n", r"no peak of 'int7'; did you mean 'int8'\?; compute has fp32, int8"),
-        ("kinds: [conv1d, conv2d,", "kinds: [conv1d, conv2,", r"'conv2'; did you mean 'conv2d'\?; allowed: conv1d"),
-        ("weight_bits: [8]", "weight_bits: [9]", r"weight_bits has 9.*; allowed: 1, 2, 3"),
-        ("tier: datasheet", "tier: guess", r"tier: Input should be 'exact'"),
-        ("schema: 1", "schema: 2", r"schema: Input should be 1"),
-        ("id: zen5", "id: [", r"is not valid YAML"),
-    ],
-)
-def test_wrong_files_are_refused_naming_the_key(tmp_path: Path, old: str, new: str, message: str) -> None:
-    assert old in ZEN5
-    path = tmp_path / "wrong.yaml"
-    path.write_text(ZEN5.replace(old, new, 1))
-    with pytest.raises(ValueError, match=message) as error:
-        load_device(path)
-    assert "wrong.yaml" in str(error.value)
-
-
-def test_a_device_without_a_matching_capability_says_so() -> None:
-    device = load_device("zen5")
-    narrow = replace(device, capabilities=device.capabilities[:1])
-    with pytest.raises(ValueError, match="device zen5 has no capability for lstm at int8/float"):
-        narrow.capability("lstm", Precision.parse("int8"))
-
-
-def test_every_number_is_finite_for_every_precision() -> None:
-    names = [f"{w}/{a}" for w in ("int2", "int8", "uint4", "int16", "float") for a in ("uint2", "int8", "float")]
-    for latency, energy, _, bound in prices(conv_network(channels=2, size=3), *names).values():
-        assert 0 < latency < 1
-        assert 0 < energy < 1
-        assert bound in ("compute", "memory")
-        assert not math.isnan(latency)
+def test_sites_of_convolutions() -> None:
+    layer = conv_network(channels=8, weight_shape=(8, 2, 3, 3), groups=4, macs=8 * 2 * 9 * 28 * 28).layers[0]
+    site = Site.of(layer, Workload(batch=5))
+    assert site == Site("conv2d", 5, 8, 8, (3, 3), (1, 1), 4, (28, 28), (28, 28))
+    assert site.gemm == Gemm(5 * 28 * 28, 2, 18, 4)
+    assert (site.macs, site.weight_values, site.input_values) == (5 * layer.macs, 144, 5 * 8 * 28 * 28)

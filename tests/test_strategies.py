@@ -13,7 +13,8 @@ from hwmodels import Precision
 from search.errors import ConfigError
 from search.objective import Objective, SpentError
 from search.policy import Policy
-from search.run import best_trial, ensure_measured
+from search.run import ensure_measured
+from search.shortlist import best_trial
 from search.strategies.base import Strategy
 from search.strategies.baselines import RandomSearch, lower_until_feasible
 from search.strategies.samplers import Tpe

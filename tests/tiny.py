@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwmodels import CostModel, Network, StorageModel, Workload
+from hwmodels.cost import COSTS
 from search.budget import Budget
 from search.job import Job, SpaceSettings
 from search.objective import Objective
@@ -90,11 +91,9 @@ class SlowToUnpack(StorageModel):
 
     def cost_table(self, network, choices, workload):
         table = super().cost_table(network, choices, workload)
-        layers = {
-            layer: {p: replace(c, cost=replace(c.cost, latency_s=1e-3 / p.weight.bits)) for p, c in row.items()}
-            for layer, row in table.layers.items()
-        }
-        return replace(table, layers=layers)
+        for row in table.layers.values():
+            row.numbers[:, COSTS.index("latency_s")] = [1e-3 / precision.weight.bits for precision in row]
+        return table
 
 
 @dataclass

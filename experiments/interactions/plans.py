@@ -37,9 +37,9 @@ from search.files import write_text
 from search.objective import Objective, SpentError
 from search.policy import Policy
 from search.pricing import Pricing
-from search.run import best_trial
 from search.sensitivity.settings import AUTO
 from search.sensitivity.table import SensitivityTable
+from search.shortlist import best_trial
 from search.strategies.base import Strategy
 from search.trials import Trial
 

@@ -21,6 +21,9 @@ SHOWN = ("latency_s", "energy_j", "weight_bytes", "bit_ops")
 OTHER = "other"
 
 
+HATCHES = {"memory": "/////", "overhead": "....."}
+
+
 @dataclass(frozen=True)
 class LayerCostsInfo:
     """The winner's costs, one entry per layer in execution order.
@@ -28,7 +31,7 @@ class LayerCostsInfo:
     Attributes:
         layers: Names of the layers.
         compute: Type each layer computes in; empty where not known.
-        bound: `compute` or `memory`, whichever limits the layer; empty where not known.
+        bound: `compute`, `memory` or `overhead`, whichever takes longest; empty where not known.
         shares: For each cost that is known, the layers' shares of the network's in percent, and last that of everything
             that is no layer.
         totals: The network's costs in SI units.
@@ -41,9 +44,8 @@ class LayerCostsInfo:
     totals: Mapping[str, float]
 
 
-def layer_costs_info(plan: Plan, costs: pd.DataFrame) -> LayerCostsInfo:
-    """Gathers the winner's costs from the plan, and what bounds its layers from the table costs.parquet."""
-    bounds = {(row.layer, row.precision): row.bound for row in costs.itertuples()}
+def layer_costs_info(plan: Plan) -> LayerCostsInfo:
+    """Gathers the winner's costs from the plan."""
     shares, totals = {}, {}
     for cost in SHOWN:
         parts, total = [getattr(layer, cost) for layer in plan.layers], plan.cost[cost].value
@@ -54,14 +56,14 @@ def layer_costs_info(plan: Plan, costs: pd.DataFrame) -> LayerCostsInfo:
     return LayerCostsInfo(
         layers=tuple(layer.name for layer in plan.layers),
         compute=tuple(layer.compute for layer in plan.layers),
-        bound=tuple(str(bounds[layer.name, f"{layer.weight}/{layer.input}"]) for layer in plan.layers),
+        bound=tuple(layer.bound for layer in plan.layers),
         shares=shares,
         totals=totals,
     )
 
 
 def draw_layer_costs(info: LayerCostsInfo) -> Figure:
-    """Draws a panel of bars per cost, coloured by compute type, hatched where memory is the bound."""
+    """Draws a panel of bars per cost, coloured by compute type, hatched where memory or starting is the bound."""
     from matplotlib.patches import Patch
 
     width, room = style.layers_width(len(info.layers) + 1), 0.4 + style.names_room(info.layers)
@@ -71,8 +73,8 @@ def draw_layer_costs(info: LayerCostsInfo) -> Figure:
     for axis, (cost, shares) in zip(axes, info.shares.items(), strict=True):
         bars = axis.bar(range(len(shares)), shares, 0.8, color=fills)
         for bar, bound in zip(bars, info.bound, strict=False):
-            if bound == "memory":
-                bar.set(hatch="/////", edgecolor="white", linewidth=0)
+            if bound in HATCHES:
+                bar.set(hatch=HATCHES[bound], edgecolor="white", linewidth=0)
         label = f"{COST_NAMES[cost]}\n% of {quantity(cost, info.totals[cost])}"
         axis.set_ylabel(label, fontsize=style.NORMAL, color=style.INK)
         axis.margins(y=0.12)
@@ -80,8 +82,9 @@ def draw_layer_costs(info: LayerCostsInfo) -> Figure:
         if axis is not axes[-1]:
             axis.tick_params(axis="x", labelbottom=False)
     entries = style.swatches(palette) if any(info.compute) else {}
-    if "memory" in info.bound:
-        entries["memory bound"] = Patch(facecolor=style.TRIAL, hatch="/////", edgecolor="white", linewidth=0)
+    for bound, hatch in HATCHES.items():
+        if bound in info.bound:
+            entries[f"{bound} bound"] = Patch(facecolor=style.TRIAL, hatch=hatch, edgecolor="white", linewidth=0)
     entries["not in layers"] = Patch(color=style.REST)
     style.legend(figure, entries)
     return figure

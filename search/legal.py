@@ -1,0 +1,133 @@
+"""What the device can run at all: the rest is dropped from the space before anything is scored."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hwmodels import CostModel, Format, Network
+from hwmodels.precision import Precision, Side
+from search.errors import ConfigError
+from search.space import SearchSpace, Unit
+
+Entry = tuple[int, Format]  # a decision's index and one of its formats
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A format that a decision lost because the device cannot run it.
+
+    Attributes:
+        decision: Name of the decision.
+        side: `weight` or `input`.
+        layers: The layers that decision is about.
+        format: The format's name.
+        why: What the device says.
+    """
+
+    decision: str
+    side: Side
+    layers: tuple[str, ...]
+    format: str
+    why: str
+
+
+def runnable(space: SearchSpace, network: Network, cost_model: CostModel) -> tuple[SearchSpace, tuple[Dropped, ...]]:
+    """Drops from a space what the device refuses to run.
+
+    The choices of a unit are all pairs of its formats. Where the device refuses some of the pairs, the format most of
+    whose pairs it refuses goes first, the wider of two, until no refused pair is left.
+
+    Raises:
+        ConfigError: If a decision would be left without any format.
+    """
+    formats = [list(decision.formats) for decision in space.decisions]
+    dropped: dict[Entry, str] = {}
+    while refused := _refused(space, network, cost_model, formats):
+        blame: Counter[Entry] = Counter()
+        for pair, _ in refused:
+            blame.update(pair)
+        entry = max(blame, key=lambda one: (blame[one] / _pairs(space, formats, one), one[1].bits, str(one[1])))
+        why = next(why for pair, why in refused if entry in pair)
+        if len(formats[entry[0]]) == 1:
+            other = [one for pair, _ in refused if entry in pair for one in pair if one != entry]
+            entry = next((one for one in other if len(formats[one[0]]) > 1), entry)
+        index, format = entry
+        formats[index].remove(format)
+        dropped[entry] = why
+        if not formats[index]:
+            decision = space.decisions[index]
+            raise ConfigError(
+                f"{cost_model.name} can run none of space.{decision.side} = "
+                f"{', '.join(map(str, decision.formats))} for {', '.join(decision.layers[:4])}: {why}. "
+                f"`bitplan hardware show {cost_model.name}` lists what it can run"
+            )
+    if not dropped:
+        return space, ()
+    kept = space.restricted({index: tuple(allowed) for index, allowed in enumerate(formats)})
+    return kept, tuple(_record(space, entry, why) for entry, why in dropped.items())
+
+
+def without(space: SearchSpace, dropped: Iterable[Mapping[str, Any]]) -> SearchSpace:
+    """The space without what was dropped from it, as run.json records it."""
+    gone = {(entry["side"], entry["decision"], entry["format"]) for entry in dropped}
+    kept = {
+        index: tuple(format for format in one.formats if (one.side, one.name, str(format)) not in gone)
+        for index, one in enumerate(space.decisions)
+    }
+    return space.restricted(kept) if gone else space
+
+
+def in_words(dropped: Sequence[Dropped]) -> tuple[str, ...]:
+    """What was dropped, a sentence for each format and reason."""
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for entry in dropped:
+        groups[entry.side, entry.format, entry.why] += entry.layers
+    return tuple(
+        f"{side} format {format} was dropped for {_count(layers)}: {why}"
+        for (side, format, why), layers in groups.items()
+    )
+
+
+def _count(layers: Sequence[str]) -> str:
+    return ", ".join(layers) if len(layers) <= 3 else f"{len(layers)} layers"
+
+
+def _refused(
+    space: SearchSpace, network: Network, cost_model: CostModel, formats: list[list[Format]]
+) -> list[tuple[tuple[Entry, Entry], str]]:
+    """The pairs of entries that the device refuses for some layer, with its reason."""
+    found = []
+    for unit in space.units:
+        for weight, input_ in itertools.product(formats[unit.weight], formats[unit.input]):
+            why = next(_refusals(space, network, cost_model, unit.layers, Precision(weight, input_)), None)
+            if why is not None:
+                found.append((((unit.weight, weight), (unit.input, input_)), why))
+    return found
+
+
+def _refusals(
+    space: SearchSpace, network: Network, cost_model: CostModel, layers: tuple[str, ...], choice: Precision
+) -> Iterator[str]:
+    for layer in layers:
+        why = cost_model.refusal(network[layer], space.precision_of(layer, choice))
+        if why is not None:
+            yield why
+
+
+def _pairs(space: SearchSpace, formats: list[list[Format]], entry: Entry) -> int:
+    """In how many pairs an entry takes part."""
+    partners = [unit.input if unit.weight == entry[0] else unit.weight for unit in space.units if _about(unit, entry)]
+    return sum(len(formats[partner]) for partner in partners)
+
+
+def _about(unit: Unit, entry: Entry) -> bool:
+    return entry[0] in (unit.weight, unit.input)
+
+
+def _record(space: SearchSpace, entry: Entry, why: str) -> Dropped:
+    decision = space.decisions[entry[0]]
+    return Dropped(decision.name, decision.side, decision.layers, str(entry[1]), why)
