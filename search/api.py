@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from hwmodels import CostModel, Roofline, StorageModel, Workload
+from hwmodels import CostModel, Workload
 from search.backends import backend
 from search.backends.base import ExportReport, Verification
 from search.budget import Budget
-from search.config import named_strategy
+from search.config import named_hardware, named_strategy
 from search.errors import ConfigError
 from search.job import Job, RecoverSettings, Settings, SpaceSettings, settings
 from search.plan import Plan
@@ -58,7 +58,8 @@ def find_plan(
         example_input: One batch of inputs: a tensor, a tuple of positional or a mapping of keyword inputs.
         calibration: Batches of inputs in the same form, for ranges and sensitivities.
         evaluate: Returns the quality of a model on the `selection` or the `report` split.
-        hardware: A device name such as `zen5`, `storage` for bytes only, or a cost model.
+        hardware: A device of `bitplan hardware`, the path of a device file, an option of `configs/hardware` such as
+            `storage` for bytes only, or a cost model.
         budget: Limits, such as `{"size_ratio": 0.14}`; see `search.budget.Budget`. Default: none.
         strategy: A name of `configs/strategy`, such as `auto` or `haq`; a mapping with that `name` and some of its
             settings, such as `{"name": "tpe", "evaluations": 200}`; or a strategy.
@@ -87,7 +88,7 @@ def find_plan(
         task = FunctionTask(model, example_input, calibration, evaluate, **task_settings)
     job = Job(
         task=task,
-        cost_model=_cost_model(hardware),
+        cost_model=hardware if isinstance(hardware, CostModel) else named_hardware(hardware),
         strategy=_strategy(strategy),
         budget=_settings(Budget, budget, "budget"),
         run_dir=Path(run_dir or f"runs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"),
@@ -138,15 +139,6 @@ def _unjudged(model: nn.Module, example_input: Any) -> Task:
         raise ConfigError("this task only exports; pass a Task to measure quality")
 
     return FunctionTask(model, example_input, [example_input], refuse)
-
-
-def _cost_model(hardware: str | CostModel) -> CostModel:
-    if isinstance(hardware, CostModel):
-        return hardware
-    try:
-        return StorageModel() if hardware == "storage" else Roofline(hardware)
-    except ValueError as error:
-        raise ConfigError(f"hardware: {error}") from error
 
 
 def _strategy(strategy: str | Mapping[str, Any] | Strategy) -> Strategy:

@@ -84,7 +84,8 @@ class Budget:
             cost = RATIOS.get(name, name)
             if reference[cost] != reference[cost]:
                 raise ConfigError(
-                    f"budget.{name} needs a hardware model that knows {cost}; this one does not: choose hardware=zen5"
+                    f"budget.{name} needs a hardware model that knows {cost}; this one does not: choose hardware=zen5, "
+                    "or budget.reference=int8 where it is float that the hardware cannot run"
                 )
             limit = limit * reference[cost] if name in RATIOS else limit
             limits[cost] = min(limit, limits.get(cost, limit))

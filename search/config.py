@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwmodels import CostModel, Workload
+from hwmodels import CostModel, Roofline, Workload, list_devices
 from search.budget import Budget
 from search.errors import BitplanError, ConfigError, closest
 from search.job import Job, RecoverSettings, SpaceSettings, settings
@@ -102,6 +102,9 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store("base_config", schema(Config))
+    for device in list_devices():
+        node = {"_target_": "hwmodels.Roofline", "device": device}
+        ConfigStore.instance().store(device, node, group="hardware")
     OmegaConf.register_new_resolver("unless_other_limits", _unless_other_limits, replace=True)
 
 
@@ -149,21 +152,45 @@ def named_strategy(name: str, given: Mapping[str, Any]) -> Strategy:
     Raises:
         ConfigError: If there is no such strategy or setting, or a value is not allowed.
     """
+    return typing.cast(Strategy, _named("strategy", Strategy, name, given))
+
+
+def named_hardware(name: str, given: Mapping[str, Any] | None = None) -> CostModel:
+    """Builds a cost model outside a composed configuration.
+
+    Args:
+        name: A device, an option of `configs/hardware`, or the path of a device file, which ends in .yaml.
+        given: Settings that differ from the option's file.
+
+    Raises:
+        ConfigError: If there is no such device, option, file or setting, or a value is not allowed.
+    """
+    if name in list_devices() or name.endswith((".yaml", ".yml")):
+        try:
+            return Roofline(name)
+        except ValueError as error:
+            raise ConfigError(f"hardware: {error}") from error
+    return typing.cast(CostModel, _named("hardware", CostModel, name, given or {}, list_devices()))
+
+
+def _named(group: str, kind: type, name: str, given: Mapping[str, Any], others: Sequence[str] = ()) -> Any:
+    """Builds what an option's file says; `others` are further names for the message."""
     import yaml
     from omegaconf import OmegaConf
 
-    group = config_dir() / "strategy"
-    names = sorted(file.stem for file in group.glob("*.yaml") if file.stem != "custom")  # which names no class
+    folder = config_dir() / group
+    names = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "custom")  # which names no class
     if name not in names:
-        raise ConfigError(f"strategy={name} is unknown{closest(name, names)}; allowed: {', '.join(names)}")
-    node = yaml.safe_load((group / f"{name}.yaml").read_text(encoding="utf-8"))
+        known = [*names, *others]
+        raise ConfigError(f"{group}={name} is unknown{closest(name, known)}; allowed: {', '.join(known)}")
+    node = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
     for base in node.pop("defaults", []):
-        node = yaml.safe_load((group / f"{base}.yaml").read_text(encoding="utf-8")) | node
+        node = yaml.safe_load((folder / f"{base}.yaml").read_text(encoding="utf-8")) | node
     for key in given:
         if key not in node:
             allowed = [known for known in node if known != "_target_"]
-            raise ConfigError(f"strategy.{key} is no setting{closest(key, allowed)}; allowed: {', '.join(allowed)}")
-    return typing.cast(Strategy, build(OmegaConf.create(node | dict(given)), Strategy, "strategy"))
+            raise ConfigError(f"{group}.{key} is no setting{closest(key, allowed)}; allowed: {', '.join(allowed)}")
+    return build(OmegaConf.create(node | dict(given)), kind, group)
 
 
 def plain(config: Any) -> dict[str, Any]:

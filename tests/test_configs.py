@@ -4,11 +4,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from hwmodels import list_devices
 from search.api import _settings_of
 from search.app import search_command
 from search.cli import main
-from search.config import compose, config_dir, make_job, named_strategy, plain
+from search.config import compose, config_dir, make_job, named_hardware, named_strategy, plain
 from search.errors import ConfigError
 
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
@@ -18,9 +20,24 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_dir
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str) -> None:
     config = compose([f"{group}={option}"])
-    if option == "custom":
-        config[group]._target_ = "what the user names"
+    for key in [key for key in config.get(group) or () if OmegaConf.is_missing(config[group], key)]:
+        config[group][key] = "what the user names"
     assert plain(config)["seed"] == 0
+
+
+@pytest.mark.parametrize("device", list_devices())
+def test_every_device_is_an_option(device: str, tmp_path: Path) -> None:
+    assert make_job(compose([f"hardware={device}"]), tmp_path).cost_model.name == device
+    assert named_hardware(device).name == device
+
+
+def test_hardware_from_python_by_its_name(tmp_path: Path) -> None:
+    assert named_hardware("storage").name == "storage"
+    assert named_hardware("haq").name
+    with pytest.raises(ConfigError, match=r"hardware=zen55 is unknown .did you mean 'zen5'.*storage.*zen5"):
+        named_hardware("zen55")
+    with pytest.raises(ConfigError, match=r"hardware: cannot read device file .*none.yaml"):
+        named_hardware(str(tmp_path / "none.yaml"))
 
 
 STRATEGIES = sorted({option for group, option in OPTIONS if group == "strategy"} - {"custom"})

@@ -25,10 +25,12 @@ ORDER = (
         "ties",
         "policy",
         "space",
+        "legal",
         "quantize",
         "budget",
     ),
-    *("pricing", "trials", "quality", "solve", "pareto", "sensitivity", "assignment", "objective", "strategies"),
+    *("pricing", "trials", "quality", "solve", "pareto", "sensitivity", "assignment", "objective"),
+    *("shortlist", "strategies"),
     *(
         "recover",
         "plan",
@@ -44,7 +46,8 @@ ORDER = (
         "figures",
         "portrait",
     ),
-    *("answers", "terminal", "report", "config", "tracking", "resolve", "api", "app", "cli", "__main__"),
+    *("hardware", "answers", "terminal", "report", "config", "targets", "tracking", "resolve", "api", "app", "cli"),
+    "__main__",
 )
 ALONE = ("solve", "pareto")
 HEAVY = (
