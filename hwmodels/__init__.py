@@ -10,6 +10,7 @@ from hwmodels.network import Layer, Network, Operation, Tensor
 from hwmodels.precision import FLOAT, Format, Precision
 from hwmodels.quantity import Quantity
 from hwmodels.roofline import Roofline
+from hwmodels.sequence import at_workload
 from hwmodels.site import Gemm, Site
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "StorageModel",
     "Tensor",
     "Workload",
+    "at_workload",
     "list_devices",
     "load_device",
 ]

@@ -7,13 +7,19 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from hwmodels.cost import COSTS, Cost, CostReport, CostTable, LayerCost, LayerCosts, Tier, Workload
 from hwmodels.memory import peak_activation_bytes
 from hwmodels.network import Layer, Network
-from hwmodels.precision import Precision
+from hwmodels.precision import Format, Precision
+from hwmodels.sequence import cache_bytes
+
+WEIGHT_BYTES, ACTIVATION_BYTES, BIT_OPS = (
+    COSTS.index(name) for name in ("weight_bytes", "activation_bytes", "bit_ops")
+)
 
 Choices = Mapping[str, Sequence[Precision]]
 """Layer name to the precisions it may take."""
@@ -43,7 +49,7 @@ class CostModel(ABC):
         return None
 
     def confirm(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport | None:
-        """Prices a whole policy by an oracle too slow for searching, to settle a shortlist; None where there is none."""
+        """Prices a policy by an oracle too slow for searching, to settle a shortlist; None where there is none."""
         return None
 
     def network_cost(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport:
@@ -65,7 +71,13 @@ def sum_costs(table: CostTable, network: Network, policy: Mapping[str, Precision
     for cost, path in (*((layer.cost, layer.path) for layer in layers.values()), *met):
         paths[path] += cost.latency_s
     report = CostReport(replace(total, activation_bytes=peak), layers, table.tiers, table.source)
-    return replace(report, path_seconds=dict(paths), sigmas=table.sigmas, warnings=table.warnings)
+    return replace(
+        report,
+        path_seconds=dict(paths),
+        sigmas=table.sigmas,
+        warnings=table.warnings,
+        cache_bytes=cache_bytes(network, workload),
+    )
 
 
 class StorageModel(CostModel):
@@ -91,15 +103,23 @@ def storage_columns(layer: Layer, precisions: Sequence[Precision], workload: Wor
     """
     has_input = layer.quantizes_input and layer.input_shape
     input_values = math.prod(layer.input_shape[1:]) * workload.batch if has_input else 0
-    weight_bits = {precision.weight: 0 for precision in precisions}
-    weight_bits = {format: layer.weight_bits(format) + 32 * layer.bias_count for format in weight_bits}
-    macs = layer.macs * workload.batch
-    rows = []
-    for precision in precisions:
-        weight, input_ = precision.weight, precision.input
-        stored = weight_bits[weight] + (input_.input_bits() if layer.quantizes_input else 0)
-        rows.append((0.0, 0.0, stored / 8, input_values * input_.bits / 8, macs * weight.bits * input_.bits))
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(COSTS))
+    formats, which, widths = _columns_of(tuple(precisions))
+    weight_bits, input_bits, beside_inputs = widths.T
+    stored = np.array([layer.weight_bits(format) for format in formats], dtype=np.float64)[which]
+    numbers = np.zeros((len(precisions), len(COSTS)))
+    numbers[:, WEIGHT_BYTES] = (stored + 32 * layer.bias_count + beside_inputs * layer.quantizes_input) / 8
+    numbers[:, ACTIVATION_BYTES] = input_values * input_bits / 8
+    numbers[:, BIT_OPS] = layer.macs * workload.batch * weight_bits * input_bits
+    return numbers
+
+
+@lru_cache(maxsize=1024)
+def _columns_of(precisions: tuple[Precision, ...]) -> tuple[tuple[Format, ...], np.ndarray, np.ndarray]:
+    """Weight formats, each once; which one each precision has; bits of weight, of input and beside an input."""
+    formats = tuple(dict.fromkeys(precision.weight for precision in precisions))
+    which = np.array([formats.index(precision.weight) for precision in precisions], dtype=np.intp)
+    widths = [(one.weight.bits, one.input.bits, one.input.input_bits()) for one in precisions]
+    return formats, which, np.array(widths, dtype=np.float64).reshape(-1, 3)
 
 
 def fixed_storage(network: Network) -> Cost:

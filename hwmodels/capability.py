@@ -53,6 +53,8 @@ class Capability:
         held_input_bits: Bits at which the kernel reads a value of its input; None for its own.
         requantizes: Whether its epilogue can write its output in the integers that the next layer reads.
         extra_kernels: Kernels launched besides, such as one that unpacks weights.
+        conversion_bits: Bits moved per value of a float input that is quantized on the way in; the path's times then
+            include that, and no conversion is priced besides.
     """
 
     kinds: tuple[str, ...] | Literal["*"]
@@ -67,6 +69,7 @@ class Capability:
     held_input_bits: int | None = None
     requantizes: bool = False
     extra_kernels: int = 0
+    conversion_bits: float = 0.0
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:

@@ -59,11 +59,12 @@ def left_as(run: Capability) -> str:
 
 def read_as(layer: Layer, precision: Precision, run: Capability, float_bits: int) -> str:
     """What a consumer needs: floats, scales found at run time, integers turned back into floats, or so many bits."""
-    if precision.input.is_float or precision.input.grid == "cast" or not layer.quantizes_input:
+    if precision.input.is_float or precision.input.grid == "cast" or not layer.quantizes_input or run.conversion_bits:
         return READ_FLOAT
     if precision.input.is_dynamic:
         return READ_DYNAMIC
-    if run.input_width(precision) >= float_bits:
+    held = run.held_input_bits  # given where the kernel reads wider than the format; integers of 16 bits are no floats
+    if held is not None and held >= float_bits and held > CONVERTED_BITS:
         return READ_TURNED
     return str(8 * math.ceil(precision.input.bits / 8))
 

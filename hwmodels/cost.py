@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hwmodels.precision import Precision
+from hwmodels.precision import Format, Precision
 
 Tier = Literal["exact", "measured", "interpolated", "calibrated", "datasheet", "index"]
 """How far a number can be trusted, best first: counted; timed on the device; between timings; a fitted formula; a
@@ -27,19 +27,25 @@ class Workload:
         threads: Worker threads, on CPUs.
         tokens: Tokens per sample and forward pass, for networks that read token ids; None for as many as the example
             input has. 1 is a step of generation.
-        context: Tokens whose keys and values are kept, for such networks; None for `tokens`.
+        context: Tokens that attention looks back on, themselves included, for such networks; None for `tokens`.
+        cache_format: Format that keys and values of earlier tokens are kept in.
     """
 
     batch: int = 1
     threads: int = 2
     tokens: int | None = None
     context: int | None = None
+    cache_format: str = "fp16"
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name in ("batch", "threads", "tokens", "context"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"workload.{item.name} must be at least 1, got {value}")
+                raise ValueError(f"workload.{name} must be at least 1, got {value}")
+        try:
+            Format.parse(self.cache_format)
+        except ValueError as error:
+            raise ValueError(f"workload.cache_format: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,7 @@ class CostReport:
         path_seconds: Path to the part of the latency that shares its error; they add up to the latency.
         sigmas: Path to the standard deviation of the logarithm of that error.
         warnings: What a user must know before believing the numbers.
+        cache_bytes: What keys and values of the workload's context take, where the network reads tokens.
     """
 
     total: Cost
@@ -233,6 +240,12 @@ class CostReport:
     path_seconds: Mapping[str, float] = field(default_factory=dict)
     sigmas: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    cache_bytes: float = 0.0
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes that running takes: weights, activations at their peak, kept keys and values."""
+        return self.total.weight_bytes + self.total.activation_bytes + self.cache_bytes
 
     @property
     def interval(self) -> tuple[float, float]:

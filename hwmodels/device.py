@@ -6,9 +6,8 @@ is read.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,190 +15,34 @@ from typing import Any, ClassVar, Literal
 
 from hwmodels.capability import Capability, find_capability
 from hwmodels.cost import TIERS, Tier
+from hwmodels.device_file import FOLDER, closest, list_devices, listed, read_yaml
+from hwmodels.device_parts import STRICT, Anchor, Calibration, MemoryLevel, OperationEnergy, Peak, Tile
 from hwmodels.precision import Precision
-from hwmodels.quantity import SHAKY, Quantity, Rate, expect, expect_positive, quantities, rate_at
+from hwmodels.quantity import SHAKY, Quantity, expect, quantities, rate_at
 
-FOLDER = Path(__file__).with_name("devices")
+__all__ = [
+    "FOLDER",
+    "Anchor",
+    "Calibration",
+    "Device",
+    "DeviceClass",
+    "MemoryLevel",
+    "OperationEnergy",
+    "Peak",
+    "Tile",
+    "closest",
+    "list_devices",
+    "listed",
+    "load_device",
+    "parse_device",
+    "read_yaml",
+    "worst_tier",
+]
+
 DeviceClass = Literal["gpu", "cpu", "npu", "research"]
 
-_STRICT = {"extra": "forbid"}  # pydantic: unknown keys are errors
 PEAK_TOLERANCE = 0.1
 """How far a peak may lie from units x multiply-accumulates x 2 x clock: boost clocks differ between documents."""
-
-
-@dataclass(frozen=True)
-class MemoryLevel:
-    """A cache, or the main memory.
-
-    Attributes:
-        name: Such as `l2` or `dram`.
-        bandwidth: Read bandwidth; on CPUs by number of threads.
-        capacity: Bytes it holds; None for the main memory, which counts as holding everything.
-        private: Whether each thread has one of its own, so that capacities add up.
-        energy: Energy of a byte moved; None where the device's `energy.memory` stands for it.
-    """
-
-    name: str
-    bandwidth: Rate
-    capacity: Quantity | None = None
-    private: bool = False
-    energy: Quantity | None = None
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        expect("bandwidth", "byte/s", *quantities(self.bandwidth))
-        expect_positive("bandwidth", *quantities(self.bandwidth))
-        if self.capacity is not None:
-            expect("capacity", "byte", self.capacity)
-        if self.energy is not None:
-            expect("energy", "J/byte", self.energy)
-
-    def holds(self, size: float, threads: int) -> bool:
-        """Whether `size` bytes fit into what `threads` threads share; never, where its capacity is unknown."""
-        return self.capacity is None or size <= self.capacity.number * (threads if self.private else 1)
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The peak rate of a compute type, dense: two operations per multiply-accumulate.
-
-    Attributes:
-        peak: Operations per second; on CPUs by number of threads.
-        sparse: What the maker claims with structured sparsity; kept to show that `peak` is not it.
-        macs_per_cycle: Multiply-accumulates of one of the device's `units` in a cycle, to check the peak with.
-        clock: The clock the peak holds at, where it is not the device's.
-    """
-
-    peak: Rate
-    sparse: Quantity | None = None
-    macs_per_cycle: Quantity | None = None
-    clock: Quantity | None = None
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        expect("peak", "op/s", *quantities(self.peak))
-        expect_positive("peak", *quantities(self.peak))
-        if self.sparse is not None:
-            expect("sparse", "op/s", self.sparse)
-            dense = max(quantity.number for quantity in quantities(self.peak))
-            if not self.sparse.number > dense:
-                raise ValueError(
-                    f"peak {dense:.4g} is not below the sparse one, {self.sparse.number:.4g}: give the dense"
-                )
-        if self.macs_per_cycle is not None:
-            expect("macs_per_cycle", "1", self.macs_per_cycle)
-        if self.clock is not None:
-            expect("clock", "Hz", self.clock)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The granularity of a path's kernels: products are padded to whole multiples.
-
-    Attributes:
-        m: Rows (output positions).
-        n: Columns (output channels).
-        k: Products summed (input channels times kernel).
-        source: Where that is stated, or what it was found by.
-    """
-
-    m: int = 1
-    n: int = 1
-    k: int = 1
-    source: str = ""
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        if min(self.m, self.n, self.k) < 1:
-            raise ValueError(f"tiles are at least 1, got m={self.m}, n={self.n}, k={self.k}")
-        if max(self.m, self.n, self.k) > 1 and not self.source.strip():
-            raise ValueError("a tile needs a source")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How near one path's kernels come to the peaks: the four parameters of the calibrated roofline.
-
-    Attributes:
-        overhead: Seconds to start one operation (t0).
-        compute: Share of the compute peak that is reached (e_c).
-        memory: Share of the bandwidth that is reached (e_m).
-        sharpness: Exponent (p) that joins both times: 1 adds them up; a large one takes the longer.
-        tier: How far a time computed with these can be trusted.
-        sigma: Standard deviation of the logarithm of measured over predicted time, common to all operations of the
-            path: what is wrong with one is wrong with all.
-        tile: Granularity of its kernels.
-        data: Digest of the table it was fitted to, `sha256:...`; empty where nothing was fitted.
-        samples: Timings it was fitted to.
-        holdout_error: Median relative error on sites that were held out; None where nothing was fitted.
-    """
-
-    overhead: Quantity
-    compute: Quantity
-    memory: Quantity
-    sharpness: Quantity
-    tier: Tier
-    sigma: Quantity
-    tile: Tile = Tile()
-    data: str = ""
-    samples: int = 0
-    holdout_error: Quantity | None = None
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        expect("overhead", "s", self.overhead)
-        expect("compute, memory, sharpness and sigma", "1", self.compute, self.memory, self.sharpness, self.sigma)
-        expect_positive("compute and memory", self.compute, self.memory)
-        if max(self.compute.number, self.memory.number) > 1 or self.sharpness.number < 1:
-            raise ValueError("compute and memory must be at most 1, sharpness at least 1")
-        if self.tier in ("calibrated", "interpolated", "measured") and not self.data.startswith("sha256:"):
-            raise ValueError(f"a {self.tier} path names the digest of its data: data: 'sha256:...'")
-
-
-@dataclass(frozen=True)
-class OperationEnergy:
-    """Energy of single operations; `int8` is the anchor that other integer widths are scaled from.
-
-    Attributes:
-        idle_power: Power drawn whatever is run; unknown counts as none.
-        is_calibrated: Whether power was measured on the device; without, energies are an index for comparing.
-    """
-
-    int8_multiply: Quantity
-    int8_add: Quantity
-    fp32_multiply: Quantity
-    fp32_add: Quantity
-    fp16_multiply: Quantity
-    fp16_add: Quantity
-    memory: Quantity
-    idle_power: Quantity
-    is_calibrated: bool = False
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        operations = (self.int8_multiply, self.int8_add, self.fp32_multiply, self.fp32_add)
-        expect("an operation", "J", *operations, self.fp16_multiply, self.fp16_add)
-        expect("memory", "J/byte", self.memory)
-        expect("idle_power", "W", self.idle_power)
-
-    @property
-    def tier(self) -> Tier:
-        """How far an energy can be trusted."""
-        return "calibrated" if self.is_calibrated else "index"
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A latency that was published for a whole network: what a model of the device can be held against."""
-
-    network: str
-    precision: str
-    latency: Quantity
-    batch: int = 1
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __post_init__(self) -> None:
-        expect("latency", "s", self.latency)
 
 
 @dataclass(frozen=True)
@@ -248,7 +91,7 @@ class Device:
     tdp: Quantity
     launch: Quantity
     anchors: tuple[Anchor, ...] = ()
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     def __post_init__(self) -> None:
         expect("clock", "Hz", self.clock)
@@ -347,8 +190,9 @@ class Device:
         return rate_at(self.compute[compute].peak, threads)
 
     def level(self, size: float, threads: int) -> MemoryLevel:
-        """The fastest memory level that holds `size` bytes."""
-        return next(level for level in self.memory if level.holds(size, threads))
+        """The fastest memory level that holds `size` bytes, of those whose bandwidth is known; else the main memory."""
+        known = (level for level in self.memory[:-1] if not math.isnan(rate_at(level.bandwidth, threads)))
+        return next((level for level in known if level.holds(size, threads)), self.memory[-1])
 
     def leaves(self) -> Iterator[tuple[str, Quantity]]:
         """Yields every number with its place, such as `compute.int8.peak`."""
@@ -373,11 +217,6 @@ def _leaves(place: str, value: object) -> Iterator[tuple[str, Quantity]]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from _leaves(f"{place}.{field.name}", getattr(value, field.name))
-
-
-def list_devices() -> tuple[str, ...]:
-    """Names of the devices that come with the package."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def load_device(name: str | Path) -> Device:
@@ -407,36 +246,6 @@ def _shipped(path: Path) -> Device:
     return parse_device(read_yaml(path), path)
 
 
-def read_yaml(path: Path) -> Any:
-    """Parses a YAML file in which no mapping has a key twice.
-
-    Raises:
-        ValueError: If it cannot be read, is not YAML, or has a key twice.
-    """
-    import yaml
-
-    class UniqueKeyLoader(yaml.SafeLoader):
-        """Refuses what yaml would otherwise overwrite silently."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            seen = set()
-            for key_node, _ in node.value:
-                if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *name`: what it brings may be overridden
-                    continue
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    raise ValueError(f"{path}: line {key_node.start_mark.line + 1}: key {key!r} occurs twice")
-                seen.add(key)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
-    except OSError as error:
-        raise ValueError(f"cannot read device file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-
-
 def parse_device(content: Any, path: Path) -> Device:
     """Turns parsed YAML into a device; `path` is for messages.
 
@@ -446,21 +255,19 @@ def parse_device(content: Any, path: Path) -> Device:
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(Device).validate_python(content)
+        device: Device = _adapter().validate_python(content)
     except pydantic.ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'device'}: {item['msg']}" for item in error.errors())
         raise ValueError(f"{path} is not a valid device: {problems}") from error
+    return device
 
 
-def listed(names: Iterable[object]) -> str:
-    """Names as words of a message."""
-    return ", ".join(map(str, names))
+@lru_cache(maxsize=1)
+def _adapter() -> Any:
+    """What validates devices; made once, since that takes longer than a file."""
+    import pydantic
 
-
-def closest(name: object, known: Iterable[object]) -> str:
-    """A suggestion for a name that is not known, empty where nothing comes near."""
-    found = difflib.get_close_matches(str(name), map(str, known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return pydantic.TypeAdapter(Device)
 
 
 def worst_tier(tiers: Iterable[Tier]) -> Tier:

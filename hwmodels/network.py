@@ -85,7 +85,7 @@ class Layer(Operation):
     calls: int = 1
     quantizes_input: bool = True
 
-    @property
+    @cached_property
     def weight_count(self) -> int:
         """Number of weight values."""
         return math.prod(self.weight_shape)
@@ -146,7 +146,7 @@ class Network:
         """The layers' names."""
         return tuple(layer.name for layer in self.layers)
 
-    @property
+    @cached_property
     def weight_count(self) -> int:
         """Weights of all layers."""
         return sum(layer.weight_count for layer in self.layers)

@@ -1,12 +1,13 @@
 """The calibrated roofline: time from operations and bytes, by way of how near kernels come to a device's peaks.
 
-    t = t0 + ((C / (P e_c))^p + (B / (BW e_m))^p + (k s)^p)^(1/p)
+    t = t0 + ((C / (P e_c))^p + (B / (BW e_m))^p + (s k)^p)^(1/p)
 
 C operations (two per multiply-accumulate, padded to the kernels' tiles), B bytes moved, k products summed into each
 output value, P and BW the device's peaks, t0 the overhead of an operation, e_c and e_m the shares of the peaks that
-kernels reach, s the seconds of a step along k, which show where outputs are too few to fill the device, p how sharply
-one limit hands over to the other; the five are fitted per path, which is a kind of kernel. The raw roofline is the
-limit t0 = s = 0, e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM 2009).
+kernels reach, s the seconds of a step along k, which show where outputs are too few to fill the device (s sqrt(k) where
+kernels split long sums), p how sharply one limit hands over to the other; the five are fitted per path, which is a kind
+of kernel. The raw roofline is the limit t0 = s = 0, e_c = e_m = 1, p = infinity (Williams, Waterman and Patterson, CACM
+2009).
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ from hwmodels.conversion import (
     Handover,
     conversion_traffic,
     handovers,
-    left_as,
-    read_as,
 )
 from hwmodels.cost import COSTS, Bound, BoundaryCost, Cost, CostTable, LayerCosts, Tier, Workload
 from hwmodels.device import Calibration, Device, MemoryLevel, load_device, worst_tier
-from hwmodels.energy import mac_energy
 from hwmodels.network import Layer, Network
 from hwmodels.precision import Precision
 from hwmodels.quantity import rate_at
+from hwmodels.runs import Runs, resolve
+from hwmodels.sequence import earlier_bytes
 from hwmodels.site import Gemm, Site
 
 LATENCY, ENERGY = COSTS.index("latency_s"), COSTS.index("energy_j")
@@ -77,6 +77,7 @@ class Roofline(CostModel):
         self.device = device if isinstance(device, Device) else load_device(device)
         self.name = self.device.id
         self._found: dict[tuple[str, bool, Precision], Capability] = {}
+        self._resolved: dict[tuple[str, bool, bool, tuple[Precision, ...]], Runs] = {}
 
     def capability(self, layer: Layer, precision: Precision) -> Capability:
         """How the device runs a layer at a precision.
@@ -100,6 +101,8 @@ class Roofline(CostModel):
             ValueError: If the device has no figures for the workload's threads, or cannot run a precision.
         """
         self.device.check_threads(workload.threads)
+        alike: dict[tuple[Precision, ...], tuple[Precision, ...]] = {}  # one object for equal choices: quick to look up
+        choices = {name: alike.setdefault(tuple(given), tuple(given)) for name, given in choices.items()}
         met = handovers(network, choices)
         handed = {one.producer for one in met}
         layers = {
@@ -139,23 +142,23 @@ class Roofline(CostModel):
         """
         device, threads = self.device, workload.threads
         device.check_threads(threads)
-        runs = {name: self._run(network[name], precision) for name, precision in policy.items()}
+        runs = {name: self._resolve(network[name], (precision,)) for name, precision in policy.items()}
         met = {one.consumer: one for one in handovers(network, {name: (policy[name],) for name in policy})}
         handed = {one.producer for one in met.values()}
         found = {}
-        for name, precision in policy.items():
-            layer, run = network[name], runs[name]
+        for name, run in runs.items():
+            layer = network[name]
             site = Site.of(layer, workload)
             level = self._level(network, site.input_values + site.output_values, threads)
-            compute_s, overhead, share, sharpness = self._rates(run, site.gemm, threads)
-            traffic = self._traffic(layer, site, precision, run, name in handed)
+            compute_s, overhead, share, sharpness = self._rates(run.ways[0], site.gemm, threads)
+            traffic = float(self._traffic(layer, site, run, name in handed)[0])
             memory_s = traffic / (rate_at(level.bandwidth, threads) * share)
             joined = float(join_seconds(np.array(compute_s), np.array(memory_s), sharpness))
             computing = joined * (compute_s / joined) ** sharpness
             conversion = 0.0
             if name in met:
-                left = left_as(runs[met[name].producer or ""]) if met[name].producer else FLOATS
-                (read,) = self._labels(layer, (precision,))
+                left = runs[met[name].producer or ""].left[0] if met[name].producer else FLOATS
+                read = run.read[0]
                 conversion = self._conversions(network, layer, [(left, read)], workload)[left, read].latency_s
             found[name] = Parts(
                 operations=layer.calls * 2.0 * site.macs,
@@ -178,35 +181,35 @@ class Roofline(CostModel):
     ) -> LayerCosts:
         """Prices one layer, conversions left out; a layer that hands on leaves integers where it can."""
         device, threads = self.device, workload.threads
-        runs = [self._run(layer, precision) for precision in precisions]
+        runs = self._resolve(layer, precisions)
         site = Site.of(layer, workload)
         level = self._level(network, site.input_values + site.output_values, threads)
-        bandwidth = rate_at(level.bandwidth, threads)
 
-        known: dict[int, tuple[float, ...]] = {}  # one row per way to run: many precisions share one
-        rows, bytes_moved, mac_j = [], [], []
-        for precision, run in zip(precisions, runs, strict=True):
-            if id(run) not in known:
-                known[id(run)] = self._rates(run, site.gemm, threads)
-            rows.append(known[id(run)])
-            bytes_moved.append(self._traffic(layer, site, precision, run, hands_on))
-            mac_j.append(
-                mac_energy(device.energy, run.compute, run.weight_width(precision), run.input_width(precision))
-            )
-        compute_s, overhead, share, sharpness = np.array(rows).reshape(-1, 4).T
-        traffic = np.array(bytes_moved)
-        memory_s = traffic / (bandwidth * share)
+        rates = np.array([self._rates(way, site.gemm, threads) for way in runs.ways])
+        compute_s, overhead, share, sharpness = rates[runs.way].T
+        traffic = self._traffic(layer, site, runs, hands_on)
+        memory_s = traffic / (rate_at(level.bandwidth, threads) * share)
         seconds = overhead + join_seconds(compute_s, memory_s, sharpness)
-        joules = site.macs * np.array(mac_j) + traffic * self._byte_energy(level) + seconds * self._idle_power
+        joules = site.macs * runs.mac_energy + traffic * self._byte_energy(level) + seconds * self._idle_power
 
-        values = storage_columns(layer, precisions, workload)
-        values[:, LATENCY], values[:, ENERGY] = layer.calls * seconds, layer.calls * joules
-        bounds = np.argmax([compute_s, memory_s, overhead], axis=0).tolist()
-        described = [
-            (run.compute, BOUNDS[bound], run.path, device.calibration[run.path].tier, run.support)
-            for run, bound in zip(runs, bounds, strict=True)
+        numbers = storage_columns(layer, precisions, workload)
+        numbers[:, LATENCY], numbers[:, ENERGY] = layer.calls * seconds, layer.calls * joules
+        bounds = np.argmax([compute_s, memory_s, overhead], axis=0)
+        known = [
+            [(way.compute, bound, way.path, device.calibration[way.path].tier, way.support) for bound in BOUNDS]
+            for way in runs.ways
         ]
-        return LayerCosts(precisions, values, described)
+        described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
+        return LayerCosts(runs.precisions, numbers, described)
+
+    def _resolve(self, layer: Layer, precisions: Sequence[Precision]) -> Runs:
+        """How the device runs layers of this kind at each precision, found out once."""
+        key = layer.kind, layer.is_depthwise, layer.quantizes_input, tuple(precisions)
+        if key not in self._resolved:
+            self._resolved[key] = resolve(
+                self.device, layer, precisions, [self._run(layer, precision) for precision in precisions]
+            )
+        return self._resolved[key]
 
     def _run(self, layer: Layer, precision: Precision) -> Capability:
         """How the device runs a layer at a precision that is legal."""
@@ -223,49 +226,40 @@ class Roofline(CostModel):
         """Seconds of computing, overhead, memory share and sharpness of one way to run."""
         path = self.device.calibration[run.path]
         reached = self.device.peak(run.compute, threads) * path.compute.number
-        overhead, sharpness = path.overhead.number * (1 + run.extra_kernels), path.sharpness.number
-        compute_s = padded_operations(gemm, path) / reached
-        if path.step.number:
-            compute_s = float(join_seconds(np.array(compute_s), np.array(gemm.k * path.step.number), sharpness))
+        overhead, sharpness = path.start_s(gemm.m) * (1 + run.extra_kernels), path.sharpness.number
+        compute_s, steps_s = padded_operations(gemm, path) / reached, path.steps_s(gemm.m, gemm.k)
+        if steps_s:
+            compute_s = float(join_seconds(np.array(compute_s), np.array(steps_s), sharpness))
         return compute_s, overhead, path.memory.number, sharpness
 
-    def _traffic(self, layer: Layer, site: Site, precision: Precision, run: Capability, hands_on: bool) -> float:
+    def _traffic(self, layer: Layer, site: Site, runs: Runs, hands_on: bool) -> np.ndarray:
         """Bytes one call moves: weights and inputs as the runtime holds them, outputs as the next layer wants them."""
-        if layer.kind == "embedding":  # a look-up reads the rows it returns
-            weights = site.output_values * run.weight_width(precision) / 8
-        elif run.held_weight_bits is None:
-            weights = layer.weight_bits(precision.weight) / 8
-        else:
-            weights = layer.weight_count * run.held_weight_bits / 8
-        output_bits = CONVERTED_BITS if hands_on and run.requantizes else self.device.float_bits
-        inputs = site.input_values * (run.input_width(precision) + run.conversion_bits) / 8
-        return weights + inputs + site.output_values * output_bits / 8
+        is_look_up = layer.kind == "embedding"  # which reads the rows it returns
+        weights = site.output_values * runs.weight_width / 8 if is_look_up else runs.weight_bytes(layer)
+        leaves_integers = hands_on & np.array([way.requantizes for way in runs.ways])
+        outputs = np.where(leaves_integers, CONVERTED_BITS, self.device.float_bits)[runs.way]
+        converting = np.array([way.conversion_bits for way in runs.ways])[runs.way]
+        activations = site.input_values * (runs.input_width + converting) + site.output_values * outputs
+        moved: np.ndarray = weights + activations / 8
+        return moved
 
     def _add_passes(self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload) -> None:
         """Adds to a layer's costs what converting its input takes, which comes in floats."""
         layer = network[handover.consumer]
-        labels = self._labels(layer, costs.precisions)
-        converting = self._conversions(network, layer, [(FLOATS, label) for label in labels], workload)
-        for row, label in enumerate(labels):
-            cost = converting[FLOATS, label]
-            costs.numbers[row, LATENCY] += cost.latency_s
-            costs.numbers[row, ENERGY] += cost.energy_j
+        read = self._resolve(layer, costs.precisions).read
+        converting = self._conversions(network, layer, [(FLOATS, label) for label in read], workload)
+        added = {label: (cost.latency_s, cost.energy_j) for (_, label), cost in converting.items()}
+        costs.numbers[:, [LATENCY, ENERGY]] += np.array([added[label] for label in read])
 
     def _boundary(self, network: Network, handover: Handover, choices: Choices, workload: Workload) -> BoundaryCost:
         """What converting between two layers takes."""
         producer, consumer = handover.producer or "", handover.consumer
-        source = network[producer]
-        produced = {precision: left_as(self.capability(source, precision)) for precision in choices[producer]}
-        read = dict(zip(choices[consumer], self._labels(network[consumer], choices[consumer]), strict=True))
-        pairs = [(left, right) for left in dict.fromkeys(produced.values()) for right in dict.fromkeys(read.values())]
+        left = self._resolve(network[producer], choices[producer])
+        read = self._resolve(network[consumer], choices[consumer])
+        pairs = [(one, other) for one in dict.fromkeys(left.left) for other in dict.fromkeys(read.read)]
         costs = self._conversions(network, network[consumer], pairs, workload)
         path = self.device.float_compute
-        return BoundaryCost(handover.tensor, producer, consumer, produced, read, costs, path)
-
-    def _labels(self, layer: Layer, precisions: Sequence[Precision]) -> list[str]:
-        """What a layer reads at each precision."""
-        float_bits = self.device.float_bits
-        return [read_as(layer, precision, self.capability(layer, precision), float_bits) for precision in precisions]
+        return BoundaryCost(handover.tensor, producer, consumer, left.left_of, read.read_of, costs, path)
 
     def _conversions(
         self, network: Network, layer: Layer, pairs: Sequence[tuple[str, str]], workload: Workload
@@ -291,7 +285,7 @@ class Roofline(CostModel):
             if network.is_fused(operation):
                 continue
             values = workload.batch * sum(network.tensors[n].values for n in (*operation.reads, *operation.writes))
-            traffic = values * self.device.float_bits / 8
+            traffic = values * self.device.float_bits / 8 + earlier_bytes(network, operation, workload)
             level = self._level(network, values, workload.threads)
             bandwidth = rate_at(level.bandwidth, workload.threads) * path.memory.number
             seconds += path.overhead.number + traffic / bandwidth

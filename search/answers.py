@@ -191,7 +191,7 @@ def pricing_of(run: RunDirectory, cost_model: CostModel, workload: Workload) -> 
             f"{cost_model.name} cannot run all of the space that {run.path} searched ({'; '.join(refused)}): "
             f"start a search with hardware={cost_model.name}"
         )
-    return Pricing(network, space, cost_model, workload)
+    return Pricing.of(network, space, cost_model, workload)
 
 
 def _formats(run: RunDirectory) -> tuple[list[str], list[str]]:

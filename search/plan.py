@@ -149,7 +149,7 @@ class Plan(Record):
     model: ModelRecord
     data_fingerprint: str
     hardware: str
-    workload: dict[str, int]
+    workload: dict[str, int | str]
     strategy: str
     seed: int
     quantizer: dict[str, Any]

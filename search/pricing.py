@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwmodels import CostModel, CostReport, CostTable, Network, Precision, StorageModel, Workload
+from hwmodels import CostModel, CostReport, CostTable, Network, Precision, StorageModel, Workload, at_workload
 from hwmodels.base import sum_costs
 from hwmodels.cost import ADDITIVE_COSTS
 from hwmodels.precision import FLOAT_PRECISION
+from search.errors import ConfigError
 from search.policy import Policy
 from search.space import SearchSpace
 
@@ -27,16 +28,28 @@ class Pricing:
     """What policies of one space cost on one target.
 
     Attributes:
-        network: The network.
+        network: The network, at the workload's shapes.
         space: The choices.
         cost_model: The target.
-        workload: Batch and threads.
+        workload: What is asked of the network at once.
     """
 
     network: Network
     space: SearchSpace
     cost_model: CostModel
     workload: Workload
+
+    @classmethod
+    def of(cls, network: Network, space: SearchSpace, cost_model: CostModel, workload: Workload) -> Pricing:
+        """Prices of a network as it was traced.
+
+        Raises:
+            ConfigError: If the workload asks for tokens and the network reads none.
+        """
+        try:
+            return cls(at_workload(network, workload), space, cost_model, workload)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def report(self, policy: Mapping[str, Precision]) -> CostReport:
         """Prices a policy layer by layer; one of the space from the table that is there already."""

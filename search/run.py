@@ -40,7 +40,7 @@ from search.strategies.forecaster import proofs
 from search.strategies.projection import Projection
 from search.ties import shared_input_ties
 from search.trace import shared_parameters, trace
-from search.trials import Trial, TrialLog
+from search.trials import TrialLog
 
 TABLES, EVALUATIONS = "scores", "evaluations"
 """Folders of the store: sensitivity tables, and what policies scored sample by sample."""
@@ -93,7 +93,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     asked_for = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
     space, dropped = runnable(asked_for, network, job.cost_model)
     run.update(dropped=[asdict(entry) for entry in dropped])
-    pricing = Pricing(network, space, job.cost_model, job.workload)
+    pricing = Pricing.of(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
     unrestricted, _ = runnable(build_space(network, job.space.weight, job.space.input), network, job.cost_model)
     check_feasible(pricing, limits, unrestricted, budget)

@@ -95,5 +95,5 @@ def test_public_names_exist() -> None:
     assert all(hasattr(hwmodels, name) for name in hwmodels.__all__)
     expected = "Format Precision FLOAT Layer Network Operation Tensor Cost CostReport CostTable LayerCost Workload"
     expected += " CostModel StorageModel Roofline Device load_device list_devices"
-    expected += " BoundaryCost LayerCosts Capability Quantity Gemm Site"
+    expected += " BoundaryCost LayerCosts Capability Quantity Gemm Site at_workload"
     assert set(hwmodels.__all__) == set(expected.split())
