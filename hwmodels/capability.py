@@ -52,6 +52,7 @@ class Capability:
         held_weight_bits: Bits of a weight in memory while running; None for its own, packed with its scales.
         held_input_bits: Bits at which the kernel reads a value of its input; None for its own.
         requantizes: Whether its epilogue can write its output in the integers that the next layer reads.
+        needs_integer_output: Whether the kernel exists only where it requantizes; elsewhere the next match runs.
         extra_kernels: Kernels launched besides, such as one that unpacks weights.
         conversion_bits: Bits moved per value of a float input that is quantized on the way in; the path's times then
             include that, and no conversion is priced besides.
@@ -68,6 +69,7 @@ class Capability:
     held_weight_bits: int | None = None
     held_input_bits: int | None = None
     requantizes: bool = False
+    needs_integer_output: bool = False
     extra_kernels: int = 0
     conversion_bits: float = 0.0
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -79,6 +81,8 @@ class Capability:
             raise ValueError(f"kinds has {strangers[0]!r}; allowed: {', '.join(known)}, or '*'")
         if (self.support == "refused") == bool(self.compute):
             raise ValueError("compute must be given, except where support is refused")
+        if self.needs_integer_output and not self.requantizes:
+            raise ValueError("needs_integer_output is for kernels that requantize: set requantizes as well")
         if not self.path:
             object.__setattr__(self, "path", self.compute)
 
@@ -97,10 +101,21 @@ class Capability:
 
 
 def find_capability(
-    capabilities: Iterable[Capability], kind: str, precision: Precision, is_depthwise: bool = False
+    capabilities: Iterable[Capability],
+    kind: str,
+    precision: Precision,
+    is_depthwise: bool = False,
+    leaves_floats: bool = False,
 ) -> Capability | None:
-    """The first capability that is about this kind of layer at this precision."""
-    return next((one for one in capabilities if one.matches(kind, precision, is_depthwise)), None)
+    """The first capability that is about this kind of layer at this precision, whose output may have to be floats."""
+    return next(
+        (
+            one
+            for one in capabilities
+            if one.matches(kind, precision, is_depthwise) and not (leaves_floats and one.needs_integer_output)
+        ),
+        None,
+    )
 
 
 def _any_matches(patterns: Patterns, format: Format) -> bool:

@@ -174,13 +174,15 @@ class Device:
             "better than chance. Calibrate it with `bitplan profile --fit` on the device, or judge by bytes",
         )
 
-    def capability(self, kind: str, precision: Precision, is_depthwise: bool = False) -> Capability:
-        """Finds how a layer of this kind runs at this precision.
+    def capability(
+        self, kind: str, precision: Precision, is_depthwise: bool = False, leaves_floats: bool = False
+    ) -> Capability:
+        """Finds how a layer of this kind runs at this precision; some kernels exist only where integers are left.
 
         Raises:
             ValueError: If nothing in the device's list matches.
         """
-        found = find_capability(self.capabilities, kind, precision, is_depthwise)
+        found = find_capability(self.capabilities, kind, precision, is_depthwise, leaves_floats)
         if found is None:
             raise ValueError(f"device {self.id} has no capability for {kind} at {precision}; add one to its file")
         return found

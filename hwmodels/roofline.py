@@ -13,7 +13,7 @@ of kernel. The raw roofline is the limit t0 = s = 0, e_c = e_m = 1, p = infinity
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from hwmodels.capability import Capability
 from hwmodels.conversion import (
     CONVERTED_BITS,
     FLOATS,
+    READ_DYNAMIC,
+    READ_FLOAT,
+    READ_TURNED,
     Handover,
     conversion_traffic,
     handovers,
@@ -76,18 +79,18 @@ class Roofline(CostModel):
         """
         self.device = device if isinstance(device, Device) else load_device(device)
         self.name = self.device.id
-        self._found: dict[tuple[str, bool, Precision], Capability] = {}
-        self._resolved: dict[tuple[str, bool, bool, tuple[Precision, ...]], Runs] = {}
+        self._found: dict[tuple[str, bool, Precision, bool], Capability] = {}
+        self._resolved: dict[tuple[str, bool, bool, tuple[Precision, ...], bool], Runs] = {}
 
-    def capability(self, layer: Layer, precision: Precision) -> Capability:
-        """How the device runs a layer at a precision.
+    def capability(self, layer: Layer, precision: Precision, leaves_floats: bool = False) -> Capability:
+        """How the device runs a layer at a precision, in general or where its output has to be floats.
 
         Raises:
             ValueError: If nothing in the device's list matches.
         """
-        key = layer.kind, layer.is_depthwise, precision
+        key = layer.kind, layer.is_depthwise, precision, leaves_floats
         if key not in self._found:
-            self._found[key] = self.device.capability(layer.kind, precision, layer.is_depthwise)
+            self._found[key] = self.device.capability(layer.kind, precision, layer.is_depthwise, leaves_floats)
         return self._found[key]
 
     def refusal(self, layer: Layer, precision: Precision) -> str | None:
@@ -109,12 +112,12 @@ class Roofline(CostModel):
             name: self._layer(network, network[name], precisions, workload, name in handed)
             for name, precisions in choices.items()
         }
-        boundaries = []
+        between = [one for one in met if one.producer is not None]
+        boundaries = [self._boundary(network, one, choices, workload, layers, handed) for one in between]
         for handover in met:
             if handover.producer is None:
-                self._add_passes(layers[handover.consumer], network, handover, workload)
-            else:
-                boundaries.append(self._boundary(network, handover, choices, workload))
+                leaves_floats = handover.consumer not in handed
+                self._add_passes(layers[handover.consumer], network, handover, workload, leaves_floats)
         tiers: dict[str, Tier] = {
             "latency_s": worst_tier([run[3] for costs in layers.values() for run in costs.runs] or [self.device.tier]),
             "energy_j": self.device.energy.tier,
@@ -142,9 +145,9 @@ class Roofline(CostModel):
         """
         device, threads = self.device, workload.threads
         device.check_threads(threads)
-        runs = {name: self._resolve(network[name], (precision,)) for name, precision in policy.items()}
         met = {one.consumer: one for one in handovers(network, {name: (policy[name],) for name in policy})}
         handed = {one.producer for one in met.values()}
+        runs = {name: self._resolve(network[name], (policy[name],), name not in handed) for name in policy}
         found = {}
         for name, run in runs.items():
             layer = network[name]
@@ -181,7 +184,7 @@ class Roofline(CostModel):
     ) -> LayerCosts:
         """Prices one layer, conversions left out; a layer that hands on leaves integers where it can."""
         device, threads = self.device, workload.threads
-        runs = self._resolve(layer, precisions)
+        runs = self._resolve(layer, precisions, leaves_floats=not hands_on)
         site = Site.of(layer, workload)
         level = self._level(network, site.input_values + site.output_values, threads)
 
@@ -202,22 +205,21 @@ class Roofline(CostModel):
         described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
         return LayerCosts(runs.precisions, numbers, described)
 
-    def _resolve(self, layer: Layer, precisions: Sequence[Precision]) -> Runs:
+    def _resolve(self, layer: Layer, precisions: Sequence[Precision], leaves_floats: bool) -> Runs:
         """How the device runs layers of this kind at each precision, found out once."""
-        key = layer.kind, layer.is_depthwise, layer.quantizes_input, tuple(precisions)
+        key = layer.kind, layer.is_depthwise, layer.quantizes_input, tuple(precisions), leaves_floats
         if key not in self._resolved:
-            self._resolved[key] = resolve(
-                self.device, layer, precisions, [self._run(layer, precision) for precision in precisions]
-            )
+            found = [self._run(layer, precision, leaves_floats) for precision in precisions]
+            self._resolved[key] = resolve(self.device, layer, precisions, found)
         return self._resolved[key]
 
-    def _run(self, layer: Layer, precision: Precision) -> Capability:
+    def _run(self, layer: Layer, precision: Precision, leaves_floats: bool) -> Capability:
         """How the device runs a layer at a precision that is legal."""
         if not layer.quantizes_input and not precision.input.is_float:
             raise ValueError(
                 f"layer {layer.name} is weight-only, its input stays in float: use {precision.weight}, not {precision}"
             )
-        run = self.capability(layer, precision)
+        run = self.capability(layer, precision, leaves_floats)
         if run.support == "refused":
             raise ValueError(f"device {self.name} cannot run {layer.kind} {layer.name} at {precision}: {run.note}")
         return run
@@ -243,23 +245,66 @@ class Roofline(CostModel):
         moved: np.ndarray = weights + activations / 8
         return moved
 
-    def _add_passes(self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload) -> None:
+    def _add_passes(
+        self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload, leaves_floats: bool
+    ) -> None:
         """Adds to a layer's costs what converting its input takes, which comes in floats."""
         layer = network[handover.consumer]
-        read = self._resolve(layer, costs.precisions).read
+        read = self._resolve(layer, costs.precisions, leaves_floats).read
         converting = self._conversions(network, layer, [(FLOATS, label) for label in read], workload)
         added = {label: (cost.latency_s, cost.energy_j) for (_, label), cost in converting.items()}
         costs.numbers[:, [LATENCY, ENERGY]] += np.array([added[label] for label in read])
 
-    def _boundary(self, network: Network, handover: Handover, choices: Choices, workload: Workload) -> BoundaryCost:
-        """What converting between two layers takes."""
+    def _boundary(
+        self,
+        network: Network,
+        handover: Handover,
+        choices: Choices,
+        workload: Workload,
+        layers: Mapping[str, LayerCosts],
+        handed: Collection[str | None],
+    ) -> BoundaryCost:
+        """What converting between two layers takes, and running the first otherwise where integers are not wanted."""
         producer, consumer = handover.producer or "", handover.consumer
-        left = self._resolve(network[producer], choices[producer])
-        read = self._resolve(network[consumer], choices[consumer])
+        left = self._resolve(network[producer], choices[producer], leaves_floats=False)
+        read = self._resolve(network[consumer], choices[consumer], leaves_floats=consumer not in handed)
         pairs = [(one, other) for one in dict.fromkeys(left.left) for other in dict.fromkeys(read.read)]
-        costs = self._conversions(network, network[consumer], pairs, workload)
-        path = self.device.float_compute
-        return BoundaryCost(handover.tensor, producer, consumer, left.left_of, read.read_of, costs, path)
+        costs = self._conversions(
+            network, network[consumer], [*pairs, *((FLOATS, other) for _, other in pairs)], workload
+        )
+        labels, path = left.left_of, self.device.float_compute
+        if any(way.needs_integer_output for way in left.ways):
+            labels, costs = self._with_detours(network, producer, left, layers[producer], costs, workload)
+        return BoundaryCost(handover.tensor, producer, consumer, labels, read.read_of, costs, path)
+
+    def _with_detours(
+        self,
+        network: Network,
+        producer: str,
+        left: Runs,
+        priced: LayerCosts,
+        costs: Mapping[tuple[str, str], Cost],
+        workload: Workload,
+    ) -> tuple[dict[Precision, str], dict[tuple[str, str], Cost]]:
+        """Labels that tell kernels that exist only where they requantize, and costs with what runs in their place.
+
+        Only the producer's own seconds change: that it might want another input then is left out.
+        """
+        otherwise = self._layer(network, network[producer], left.precisions, workload, hands_on=False)
+        labels, detours = {}, {}
+        for row, (precision, way) in enumerate(zip(left.precisions, left.way.tolist(), strict=True)):
+            needs = left.ways[way].needs_integer_output
+            labels[precision] = f"{left.left[row]} of {way}" if needs else left.left[row]
+            if needs:
+                more = otherwise.numbers[row] - priced.numbers[row]
+                detours[labels[precision]] = Cost(latency_s=float(more[LATENCY]), energy_j=float(more[ENERGY]))
+        with_detours = dict(costs)
+        for (one, other), cost in costs.items():
+            for label, detour in detours.items():
+                if label.startswith(f"{one} of "):
+                    is_wanted = other not in (READ_FLOAT, READ_DYNAMIC, READ_TURNED)
+                    with_detours[label, other] = cost if is_wanted else costs[FLOATS, other] + detour
+        return labels, with_detours
 
     def _conversions(
         self, network: Network, layer: Layer, pairs: Sequence[tuple[str, str]], workload: Workload

@@ -331,3 +331,35 @@ def test_sites_of_convolutions() -> None:
     assert site == Site("conv2d", 5, 8, 8, (3, 3), (1, 1), 4, (28, 28), (28, 28))
     assert site.gemm == Gemm(5 * 28 * 28, 2, 18, 4)
     assert (site.macs, site.weight_values, site.input_values) == (5 * layer.macs, 144, 5 * 8 * 28 * 28)
+
+
+def picky_toy() -> Roofline:
+    """The toy, whose convolutions and linear layers are integer kernels only where they requantize."""
+    picky = tuple(replace(one, needs_integer_output=one.requantizes) for one in TOY.capabilities)
+    return Roofline(replace(TOY, capabilities=picky))
+
+
+def test_kernels_that_must_requantize_fall_back_where_floats_are_wanted() -> None:
+    network, model = chain(("a", 8, 32), ("b", 32, 8)), picky_toy()
+
+    def total(first: str, second: str) -> float:
+        policy = {"a": Precision.parse(first), "b": Precision.parse(second)}
+        return model.network_cost(network, policy, Workload()).total.latency_s
+
+    plain = report(network, "int8/uint8", "int8/uint8")
+    both = model.network_cost(network, dict.fromkeys(network.names, INT8), Workload())
+    assert both.layers["a"] == plain.layers["a"], "the next layer reads integers"
+    assert (both.layers["b"].compute, both.layers["b"].support) == ("fp32", "fallback"), "the output is left in floats"
+    fallback = T0 + joined(2 * 16 * 8 * 32 / 50e9, 4 * (8 * 32 + 16 * 8 + 16 * 32) / CACHE)
+    reads, last = 5 * 16 * 8 / CACHE, report(network, "float", "float").layers["b"].cost.latency_s
+    assert total("int8/uint8", "float") == pytest.approx(fallback + T0 + reads + last + 1e-5)
+
+
+def test_a_depthwise_layer_is_told_from_others() -> None:
+    assert TOY.capability("conv2d", INT8, is_depthwise=True).support == "refused"
+    assert TOY.capability("conv2d", INT8).support == "native"
+
+
+def test_only_kernels_that_requantize_can_need_it() -> None:
+    with pytest.raises(ValueError, match="needs_integer_output is for kernels that requantize"):
+        replace(TOY.capabilities[-1], needs_integer_output=True)
