@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from hwmodels.base import CostModel, StorageModel
+from hwmodels.bitfusion import BitFusion
+from hwmodels.bitserial import BitSerial
 from hwmodels.capability import Capability
 from hwmodels.cost import BoundaryCost, Cost, CostReport, CostTable, LayerCost, LayerCosts, Workload
 from hwmodels.device import Device, list_devices, load_device
+from hwmodels.haq_table import BitTable
+from hwmodels.lookup import LookupTable, Timing
+from hwmodels.lookup_model import Lookup
 from hwmodels.network import Layer, Network, Operation, Tensor
 from hwmodels.precision import FLOAT, Format, Precision
 from hwmodels.quantity import Quantity
@@ -15,6 +20,9 @@ from hwmodels.site import Gemm, Site
 
 __all__ = [
     "FLOAT",
+    "BitFusion",
+    "BitSerial",
+    "BitTable",
     "BoundaryCost",
     "Capability",
     "Cost",
@@ -27,6 +35,8 @@ __all__ = [
     "Layer",
     "LayerCost",
     "LayerCosts",
+    "Lookup",
+    "LookupTable",
     "Network",
     "Operation",
     "Precision",
@@ -35,6 +45,7 @@ __all__ = [
     "Site",
     "StorageModel",
     "Tensor",
+    "Timing",
     "Workload",
     "at_workload",
     "list_devices",

@@ -121,13 +121,13 @@ def find_capability(
 def _any_matches(patterns: Patterns, format: Format) -> bool:
     if patterns == ANY:
         return True
-    name = _kernel_name(format)
+    name = kernel_name(format)
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @lru_cache(maxsize=1024)
-def _kernel_name(format: Format) -> str:
-    """The format's name as kernels see it."""
+def kernel_name(format: Format) -> str:
+    """A format's name as kernels see it: without what they do not mind."""
     if format.granularity in ("tensor", "channel"):
         format = replace(format, granularity="default")
     if format.grid == "int" and format.span == "full":

@@ -55,7 +55,8 @@ def front_costs(objective: Objective, costs: Sequence[str] = ()) -> tuple[str, .
     """
     if not costs:
         return (objective.primary_cost,)
-    known = [name for name, cost in objective.pricing.reference("float").items() if not math.isnan(cost)]
+    some = objective.space.decode([0] * len(objective.space.decisions))
+    known = [name for name, cost in objective.pricing.costs(some).items() if not math.isnan(cost)]
     for name in costs:
         if name not in COST_NAMES:
             raise ConfigError(f"strategy.costs names {name!r}{closest(name, COST_NAMES)}; allowed: {', '.join(known)}")
@@ -159,7 +160,7 @@ def verdict(
 
     `undecided` means that the interval reaches to both sides of the limit, or that there is no interval.
     """
-    if any(costs[name] > limit for name, limit in limits.items()):
+    if not all(costs[name] <= limit for name, limit in limits.items()):  # what is not known keeps nothing
         return "missed"
     if quality_drop is None or quality.drop_high <= quality_drop:
         return "met"

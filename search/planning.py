@@ -43,8 +43,8 @@ PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
 
 
 DETOURS = {
-    "storage": "only saves bytes: no kernel multiplies it, it is unpacked to",
-    "fallback": "has no kernel and falls back to",
+    "storage": "compute in {}: fewer bits save bytes there, not operations",
+    "fallback": "have no kernel of their own and fall back to {}",
 }
 """How a device runs what it has no kernel for, in words."""
 
@@ -124,7 +124,9 @@ def _planned_costs(pricing: Pricing, report: CostReport) -> dict[str, PlannedCos
     reference = pricing.reference("float")
     ends: dict[str, tuple[float, float]] = {}
     if report.path_seconds and not math.isnan(report.total.latency_s):
-        ends["latency_s"] = latency_interval(report)
+        low, high = latency_interval(report)
+        if low < high:
+            ends["latency_s"] = low, high
     return {
         name: PlannedCost(
             value=_or_none(value),
@@ -139,13 +141,14 @@ def _planned_costs(pricing: Pricing, report: CostReport) -> dict[str, PlannedCos
 
 def _detours(report: CostReport, policy: Policy) -> list[str]:
     """Which layers the device runs otherwise than their formats say, in words."""
-    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, layer in report.layers.items():
         if layer.support in DETOURS:
-            found[str(policy[name]), layer.support, layer.compute].append(name)
+            found[layer.support, layer.compute].append(name)
     return [
-        f"{precision} of {', '.join(names) if len(names) <= 3 else f'{len(names)} layers'} {DETOURS[support]} {compute}"
-        for (precision, support, compute), names in found.items()
+        f"{', '.join(names) if len(names) <= 3 else f'{len(names)} layers'} "
+        f"({', '.join(dict.fromkeys(str(policy[name]) for name in names))}) {DETOURS[support].format(compute)}"
+        for (support, compute), names in found.items()
     ]
 
 

@@ -58,20 +58,27 @@ class Pricing:
             return sum_costs(self.table, self.network, policy, self.workload)
         return self.cost_model.network_cost(self.network, policy, self.workload)
 
+    def runs(self, policy: Mapping[str, Precision]) -> bool:
+        """Whether the target can run a policy."""
+        return all(self.cost_model.refusal(self.network[layer], policy[layer]) is None for layer in policy)
+
     def costs(self, policy: Policy) -> dict[str, float]:
-        """Every cost of a policy, with its average and effective weight bits."""
+        """Every cost of a policy, with its average and effective weight bits.
+
+        Of one that the target cannot run, such as the float network on an integer accelerator, only what is counted:
+        time and energy are NaN.
+        """
         bits = {
             "average_weight_bits": policy.average_weight_bits(self.network),
             "effective_bits": policy.effective_bits(self.network),
         }
-        return asdict(self.report(policy).total) | bits
+        priced = self if self.runs(policy) else replace(self, cost_model=StorageModel())
+        return asdict(priced.report(policy).total) | bits
 
     def reference(self, name: str) -> dict[str, float]:
-        """Costs of the `float` or the `int8` network; of one that the target cannot run only what is counted."""
-        policy = Policy.uniform(self.network, FLOAT_PRECISION if name == "float" else INT8)
-        if all(self.cost_model.refusal(self.network[layer], policy[layer]) is None for layer in policy):
-            return self.costs(policy)
-        return replace(self, cost_model=StorageModel()).costs(policy)
+        """Costs of the `float` or the `int8` network."""
+        precision = FLOAT_PRECISION if name == "float" else INT8
+        return self.costs(Policy.uniform(self.network, precision))
 
     @cached_property
     def table(self) -> CostTable:

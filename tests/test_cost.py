@@ -96,4 +96,5 @@ def test_public_names_exist() -> None:
     expected = "Format Precision FLOAT Layer Network Operation Tensor Cost CostReport CostTable LayerCost Workload"
     expected += " CostModel StorageModel Roofline Device load_device list_devices"
     expected += " BoundaryCost LayerCosts Capability Quantity Gemm Site at_workload"
+    expected += " BitFusion BitSerial BitTable Lookup LookupTable Timing"
     assert set(hwmodels.__all__) == set(expected.split())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hwmodels import Network, Precision, Workload
 from hwmodels.cost import ADDITIVE_COSTS, TIERS
+from hwmodels.haq_table import NOMINAL_HZ
 from search.assignment import assignment_problem, variable_limits
 from search.config import config_dir
 from search.errors import ConfigError, DataError, UnsupportedError
@@ -126,13 +127,11 @@ def test_parameters_are_those_published(network: Network) -> None:
 
 
 def test_latency_is_the_tables_and_the_rest_is_counted(study: Any, network: Network, made_up: np.ndarray) -> None:
-    model, workload = study.latency.LatencyTable(made_up), Workload(batch=16)
+    model, workload = study.latency.cost_model(made_up), Workload(batch=16)
     precisions = [Precision.parse(f"int{w}/uint{a}") for w, a in itertools.product(range(1, 9), repeat=2)]
     table = model.cost_table(network, dict.fromkeys(network.names, precisions), workload)
     for name, rows in zip(network.names, made_up, strict=True):
-        found = [
-            round(table.layers[name][precision].cost.latency_s * study.latency.CLOCK_HZ) for precision in precisions
-        ]
+        found = [round(table.layers[name][precision].cost.latency_s * NOMINAL_HZ) for precision in precisions]
         assert found == rows.ravel().tolist()
         assert all(math.isnan(table.layers[name][precision].cost.energy_j) for precision in precisions)
     assert model.name
@@ -145,7 +144,7 @@ def test_latency_is_the_tables_and_the_rest_is_counted(study: Any, network: Netw
 
 
 def test_network_costs_what_its_layers_add_up_to(study: Any, network: Network, made_up: np.ndarray) -> None:
-    model, workload = study.latency.LatencyTable(made_up), Workload(batch=16)
+    model, workload = study.latency.cost_model(made_up), Workload(batch=16)
     rng = np.random.default_rng(1)
     for _ in range(3):
         bits = rng.integers(1, 9, (53, 2))
@@ -154,7 +153,7 @@ def test_network_costs_what_its_layers_add_up_to(study: Any, network: Network, m
         )
         report = model.network_cost(network, policy, workload)
         looked_up = made_up[np.arange(53), bits[:, 0] - 1, bits[:, 1] - 1].sum()
-        assert report.total.latency_s * study.latency.CLOCK_HZ == pytest.approx(looked_up, rel=1e-12)
+        assert report.total.latency_s * NOMINAL_HZ == pytest.approx(looked_up, rel=1e-12)
         for cost in ADDITIVE_COSTS:
             parts = [getattr(report.layers[name].cost, cost) for name in network.names]
             assert getattr(report.total, cost) == pytest.approx(sum(parts), rel=1e-12, nan_ok=True)
@@ -174,7 +173,7 @@ def test_what_the_table_does_not_know_is_refused(
 ) -> None:
     policy = Policy.uniform(network, Precision.parse(precision))
     with pytest.raises(ValueError, match=message):
-        study.latency.LatencyTable(made_up).network_cost(network, policy, Workload(batch=batch))
+        study.latency.cost_model(made_up).network_cost(network, policy, Workload(batch=batch))
 
 
 def test_files_that_are_no_table_are_refused(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +219,7 @@ def test_published_plan_costs_what_haq_says(study: Any, network: Network, cycles
 @needs_table
 def test_budget_is_the_ratio_of_8_bits_exactly(study: Any, cycles: np.ndarray) -> None:
     bench = study.problem.make_bench(cycles)
-    assert bench.limits == {"latency_s": pytest.approx(0.6 * 39_624_933 / study.latency.CLOCK_HZ, rel=2e-12)}
+    assert bench.limits == {"latency_s": pytest.approx(0.6 * 39_624_933 / NOMINAL_HZ, rel=2e-12)}
     assert bench.latency_ratio(Policy.uniform(bench.network, INT8)) == 1
 
 

@@ -12,7 +12,7 @@ from problem import Bench
 from search.config import build, compose, config_dir
 from search.errors import ConfigError, closest
 from search.objective import Objective, SpentError
-from search.run import best_trial
+from search.shortlist import best_trial
 from search.strategies.base import Strategy
 from search.trials import Trial
 

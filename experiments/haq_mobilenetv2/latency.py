@@ -3,20 +3,20 @@
 The table is `lib/simulator/lookup_tables/qmobilenetv2_imagenet100_batch16_latency_table.npy` of
 github.com/mit-han-lab/haq (MIT): integers of shape (53 layers, 8 weight bits, 8 input bits), batch 16. Its unit is
 nowhere stated; its numbers fit clock cycles of a bit-serial accelerator, and so they are called here.
+HAQ's clock is not published either: cycles become seconds at a nominal one, hence of tier `index`, for ratios alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hwmodels import CostModel, CostTable, Layer, Network, Precision, Workload
-from hwmodels.base import Choices, fixed_storage, storage_cost
-from hwmodels.cost import LayerCost, Tier
+from hwmodels import Network, Precision
+from hwmodels.haq_table import BitTable, read_haq_table
 from search.errors import DataError
 from search.policy import Policy
 
@@ -25,49 +25,11 @@ FILE = "haq_mobilenetv2_latency.npy"
 SHAPE = (53, 8, 8)
 BATCH = 16
 
-CLOCK_HZ = 1e9
-"""Nominal, for HAQ's is not published: a nanosecond stands for a cycle, and latencies are good for ratios only."""
 
-
-class LatencyTable(CostModel):
-    """Looks up the latency of each layer in turn, at batch 16, by the bits of its weights and inputs; counts the rest.
-
-    Latencies are cycles of a simulator at a nominal clock, hence of tier `index`. It knows no energy and no float
-    network: give `budget.reference=int8`.
-    """
-
-    name = "haq_mobilenetv2"
-
-    def __init__(self, cycles: np.ndarray) -> None:
-        """Creates the cost model.
-
-        Args:
-            cycles: Shape `(layers, weight bits, input bits)`, the bits counted from 1.
-        """
-        self.cycles = cycles
-
-    def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
-        if workload.batch != BATCH or len(network) != len(self.cycles):
-            raise ValueError(
-                f"the table is of a network of {len(self.cycles)} layers at batch {BATCH}, "
-                f"got {len(network)} layers at batch {workload.batch}"
-            )
-        row = {layer.name: number for number, layer in enumerate(network)}
-        layers = {
-            name: {precision: self._price(network[name], row[name], precision, workload) for precision in precisions}
-            for name, precisions in choices.items()
-        }
-        tiers: dict[str, Tier] = {"weight_bytes": "exact", "activation_bytes": "exact", "bit_ops": "exact"}
-        source = f"github.com/mit-han-lab/haq, latency table of MobileNetV2, cycles at a nominal {CLOCK_HZ:g} Hz"
-        return CostTable(layers, fixed_storage(network), {"latency_s": "index", **tiers}, source)
-
-    def _price(self, layer: Layer, row: int, precision: Precision, workload: Workload) -> LayerCost:
-        sides = (precision.weight, precision.input)
-        if not all(side.is_static_integer and side.bits <= most for side, most in zip(sides, SHAPE[1:], strict=True)):
-            raise ValueError(f"layer {layer.name}: {precision} is not in the table, which has integers of 1 to 8 bits")
-        cycles = int(self.cycles[row, precision.weight.bits - 1, precision.input.bits - 1])
-        counted = storage_cost(layer, precision, workload)
-        return LayerCost(replace(counted, latency_s=cycles / CLOCK_HZ, energy_j=float("nan")), "bit-serial")
+def cost_model(cycles: np.ndarray) -> BitTable:
+    """The table as a cost model: it knows no energy and no float network, so give `budget.reference=int8`."""
+    source = "github.com/mit-han-lab/haq, latency table of MobileNetV2"
+    return BitTable(cycles, BATCH, "haq_mobilenetv2", source=source)
 
 
 @dataclass(frozen=True)
@@ -121,7 +83,10 @@ def load_cycles(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file holds another one.
     """
-    cycles: np.ndarray = np.load(path)
+    try:
+        cycles = read_haq_table(path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if cycles.shape != SHAPE or cycles.dtype.kind != "i":
         raise DataError(f"{path} holds {cycles.dtype} of shape {cycles.shape}; HAQ's table is integers of {SHAPE}")
     return cycles

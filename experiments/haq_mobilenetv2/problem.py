@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from formula import Formula, FormulaEvaluator
-from latency import BATCH, LatencyTable
+from latency import BATCH, cost_model
 from mobilenetv2 import mobilenetv2
 
 from hwmodels import Network, Workload
@@ -70,7 +70,7 @@ def make_bench(cycles: np.ndarray) -> Bench:
     """Puts the problem together."""
     network = mobilenetv2()
     space = build_space(network, [f"int{bits}" for bits in BITS], [f"uint{bits}" for bits in BITS], PINS)
-    pricing = Pricing(network, space, LatencyTable(cycles), Workload(batch=BATCH))
+    pricing = Pricing(network, space, cost_model(cycles), Workload(batch=BATCH))
     return Bench(network, space, pricing, Formula.draw(space))
 
 

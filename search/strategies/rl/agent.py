@@ -143,7 +143,7 @@ class Agent:
             or about.get("algorithm") not in CLASSES
         ):
             raise DataError(f"{folder / ABOUT} is not the description of an agent that this version can read")
-        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != about.pop("digest"):
+        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != about.pop("digest", None):
             raise DataError(f"{folder / WEIGHTS} is damaged, or not the agent that {ABOUT} describes; train it anew")
         algorithm = about.pop("algorithm")
         return cls(algorithm, CLASSES[algorithm].load(folder / WEIGHTS, device="cpu"), about)

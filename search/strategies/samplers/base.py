@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwmodels.cost import COSTS
 from search.errors import ConfigError, closest
 from search.objective import Objective
 from search.space import SearchSpace
@@ -18,12 +17,11 @@ from search.strategies.samplers.dialogue import Dialogue
 from search.strategies.samplers.mirror import Mirror, check_storage, identity
 from search.strategies.samplers.parameters import TIES, Parameters, Tie
 from search.strategies.samplers.quietly import experiments_allowed
+from search.units import COST_NAMES
 
 if TYPE_CHECKING:
     import optuna
     from optuna.samplers import BaseSampler
-
-KNOWN_COSTS = (*COSTS, "average_weight_bits", "effective_bits")
 
 
 class OptunaSearch(Strategy):
@@ -163,10 +161,10 @@ def _checked(costs: Sequence[str]) -> tuple[str, ...]:
     if isinstance(costs, str):
         raise ConfigError(f"strategy.costs={costs} must be a list, such as [{costs}]")
     for cost in costs or ():
-        if cost not in KNOWN_COSTS:
+        if cost not in COST_NAMES:
             raise ConfigError(
-                f"strategy.costs names {cost}, which is no cost{closest(str(cost), KNOWN_COSTS)}; "
-                f"allowed: {', '.join(KNOWN_COSTS)}"
+                f"strategy.costs names {cost}, which is no cost{closest(str(cost), COST_NAMES)}; "
+                f"allowed: {', '.join(COST_NAMES)}"
             )
     if len(set(costs or ())) != len(costs or ()):
         raise ConfigError(f"strategy.costs=[{', '.join(costs)}] names a cost twice")
