@@ -122,6 +122,15 @@ class LayerCosts(Mapping[Precision, LayerCost]):
         self.numbers = numbers
         self.runs = tuple(runs) or ((),) * len(self.precisions)
 
+    @classmethod
+    def of(cls, row: Mapping[Precision, LayerCost]) -> LayerCosts:
+        """The costs of a layer from a plain mapping."""
+        if isinstance(row, LayerCosts):
+            return row
+        numbers = [[getattr(priced.cost, name) for name in COSTS] for priced in row.values()]
+        runs = [(one.compute, one.bound, one.path, one.tier, one.support) for one in row.values()]
+        return cls(tuple(row), np.array(numbers, dtype=np.float64).reshape(len(row), len(COSTS)), runs)
+
     @cached_property
     def _rows(self) -> dict[Precision, int]:
         return {precision: row for row, precision in enumerate(self.precisions)}
@@ -194,7 +203,7 @@ class CostTable:
     """The cost of every precision of every layer, and what does not depend on the policy.
 
     Attributes:
-        layers: Layer name to the cost of each of its precisions.
+        layers: Layer name to the cost of each of its precisions; plain mappings become `LayerCosts`.
         fixed: Cost of everything else: other operations, other parameters, launch overhead.
         tiers: Cost name to tier.
         source: Where the numbers come from, in words.
@@ -212,6 +221,9 @@ class CostTable:
     sigmas: Mapping[str, float] = field(default_factory=dict)
     fixed_path: str = ""
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", {name: LayerCosts.of(row) for name, row in self.layers.items()})
 
     def column(self, cost: str, layer: str, precisions: tuple[Precision, ...]) -> np.ndarray:
         """One cost of one layer for `precisions`, shape `(len(precisions),)`."""

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from hwmodels import Cost, Layer, Network, Precision, StorageModel, Tensor, Workload
+from hwmodels import Cost, CostTable, Layer, LayerCost, Network, Precision, StorageModel, Tensor, Workload
 from hwmodels.cost import ADDITIVE_COSTS, COSTS
 
 INT4 = Precision.parse("int4/uint8")
@@ -98,3 +98,16 @@ def test_public_names_exist() -> None:
     expected += " BoundaryCost LayerCosts Capability Quantity Gemm Site at_workload"
     expected += " BitFusion BitSerial BitTable Lookup LookupTable Timing"
     assert set(hwmodels.__all__) == set(expected.split())
+
+
+def test_plain_mappings_become_columns() -> None:
+    """A cost model of one's own may write a dictionary for each layer."""
+    rows = {
+        INT4: LayerCost(Cost(1.0, 2.0, 3.0, 4.0, 5.0), "int8", "memory", "int8", "measured", "storage"),
+        FLOAT: LayerCost(Cost(6.0)),
+    }
+    table = CostTable({"first": rows}, Cost(), {}, "made up")
+    assert dict(table.layers["first"]) == rows
+    assert table.column("latency_s", "first", (FLOAT, INT4)).tolist() == [6.0, 1.0]
+    assert table == CostTable({"first": table.layers["first"]}, Cost(), {}, "made up")
+    assert str(table) == str(CostTable({"first": rows}, Cost(), {}, "made up"))
