@@ -12,7 +12,6 @@ from search.figures import style
 from search.units import COST_NAMES, quantity
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from search.plan import Plan

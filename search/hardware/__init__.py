@@ -1,0 +1,1 @@
+"""The commands `bitplan hardware`: devices listed, shown, and compared on a network."""
