@@ -1,4 +1,4 @@
-"""The command `bitplan`: search, resolve, export, verify, report, sync, hardware."""
+"""The command `bitplan`: search, resolve, export, verify, report, sync, hardware, profile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from search.plan import Plan
     from search.tasks.task import Task
 
-COMMANDS = ("search", "resolve", "export", "verify", "report", "sync", "hardware")
+COMMANDS = ("search", "resolve", "export", "verify", "report", "sync", "hardware", "profile")
 DESCRIPTION = "Finds how many bits every layer of a network deserves, and writes the plan for real backends."
 SEARCH_HELP = (
     "search a plan: bitplan search [group=option ...] [key=value ...] [-m] [--cfg job]; settings are Hydra overrides, "
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; repeat the command with the same run_dir to go on", file=sys.stderr)
+        how = " with the same run_dir" if arguments[:1] == ["search"] else ""
+        print(f"interrupted; repeat the command{how} to go on", file=sys.stderr)
         return 130
     return 0
 
@@ -93,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
     sync.set_defaults(command=sync_command)
 
     add_hardware(commands.add_parser("hardware", help="devices: list them, show one, compare several on a network"))
+
+    from search.profile_command import PROFILE_HELP, add_arguments
+
+    add_arguments(commands.add_parser("profile", help=PROFILE_HELP))
     return top
 
 

@@ -68,9 +68,8 @@ def print_listing(listing: Listing, console: Console) -> None:
     if is_wide:
         table.columns[-1].justify = "left"
     for device in listing.devices:
-        peaks = [
-            device.compute[name].peak if name in device.compute else None for name in ("int8", device.float_compute)
-        ]
+        floats = device.float_compute if not device.float_compute.startswith("int") else ""  # integer-only devices
+        peaks = [device.compute[name].peak if name in device.compute else None for name in ("int8", floats)]
         table.add_row(
             Text(device.id, style="bold", no_wrap=True),
             device.kind,
