@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from search.budget import Budget
-from search.cli import parser
+from search.cli import main, parser
 from search.config import compose, plain
 from search.job import RecoverSettings, SpaceSettings, settings
 from search.quantize.settings import QuantizerSettings
@@ -24,7 +24,8 @@ COMMANDS = [
     if kind == "sh"
 ]
 QUICKSTART, *OTHERS = (commands for commands in COMMANDS if commands)
-REFERENCE = [command for commands in OTHERS for command in commands]
+REFERENCE = [command for commands in OTHERS for command in commands if command[1] in ("search", "resolve")]
+TOOLS = [command for commands in OTHERS for command in commands if command[1] not in ("search", "resolve")]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 
@@ -63,6 +64,16 @@ def test_every_search_of_the_reference_composes(command: list[str]) -> None:
     settings(QuantizerSettings, values["quantizer"], "quantizer")
     settings(RecoverSettings, values["recover"], "recover")
     settings(Budget, values["budget"], "budget")
+
+
+@pytest.mark.parametrize("command", TOOLS, ids=" ".join)
+def test_every_other_command_of_the_reference_runs(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fewer = ["--sites", "1", "--samples", "1"] if command[1] == "profile" else []
+    assert main([*command[1:], *fewer]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
