@@ -8,11 +8,9 @@ integers would have done. A tensor is converted once, however many layers read i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from hwmodels.base import Choices
 from hwmodels.capability import Capability
-from hwmodels.network import Layer, Network
+from hwmodels.network import Layer
 from hwmodels.precision import Precision
 
 CONVERTED_BITS = 8
@@ -22,61 +20,49 @@ FLOATS, INTEGERS = "floats", "integers"  # what a producer leaves
 READ_FLOAT, READ_DYNAMIC, READ_TURNED = "float", "dynamic", "turned back"  # besides the bits of static integers
 
 
-@dataclass(frozen=True)
-class Handover:
-    """A tensor that one layer reads in a format of its own.
-
-    Attributes:
-        tensor: The tensor.
-        consumer: The first layer that reads it; the others find it converted.
-        producer: The layer that leaves it and nothing else but layers read it; None where it comes from elsewhere.
-    """
-
-    tensor: str
-    consumer: str
-    producer: str | None
-
-
-def handovers(network: Network, choices: Choices) -> tuple[Handover, ...]:
-    """The tensors that layers among `choices` read, each with the layer before it if that is among them as well."""
-    first: dict[str, str] = {}
-    for layer in network:
-        tensor = network.input_tensor(layer)
-        if tensor is not None and layer.name in choices:
-            first.setdefault(tensor, layer.name)
-    found = []
-    for tensor, consumer in first.items():
-        source = network.source_layer(tensor) if tensor in network.tensors else None
-        alone = source is not None and all(name in choices for name in network.tensors[tensor].consumers)
-        found.append(Handover(tensor, consumer, source.name if alone and source and source.name in choices else None))
-    return tuple(found)
-
-
 def left_as(run: Capability) -> str:
     """What a producer leaves for a layer that reads integers."""
     return INTEGERS if run.requantizes else FLOATS
 
 
 def read_as(layer: Layer, precision: Precision, run: Capability, float_bits: int) -> str:
-    """What a consumer needs: floats, scales found at run time, integers turned back into floats, or so many bits."""
+    """What a consumer needs: floats, scales found at run time, integers turned back into floats, or so many bits.
+
+    Integers are turned back where the capability says that the kernel holds them as wide as floats, and wider than 8
+    bits: a device without floats counts what operations move as integers of 8 bits, which are what its kernels take.
+    """
     if precision.input.is_float or precision.input.grid == "cast" or not layer.quantizes_input or run.conversion_bits:
         return READ_FLOAT
     if precision.input.is_dynamic:
         return READ_DYNAMIC
-    held = run.held_input_bits  # given where the kernel reads wider than the format; integers of 16 bits are no floats
-    if held is not None and held >= float_bits and held > CONVERTED_BITS:
+    if run.held_input_bits is not None and run.held_input_bits >= max(float_bits, CONVERTED_BITS + 1):
         return READ_TURNED
-    return str(8 * math.ceil(precision.input.bits / 8))
+    return str(CONVERTED_BITS * math.ceil(precision.input.bits / CONVERTED_BITS))
 
 
-def conversion_traffic(left: str, read: str, values: int, float_bits: int) -> tuple[int, float]:
-    """Passes over a tensor of so many values, and the bytes they move."""
+def handed_bits(read: str, float_bits: int) -> int:
+    """Bits of a value of the tensor that is handed over to a layer with this need, before a pass converts it."""
+    if read in (READ_FLOAT, READ_DYNAMIC):
+        return float_bits
+    return CONVERTED_BITS if read == READ_TURNED else int(read)
+
+
+def conversion_traffic(
+    left: str, read: str, values: int, float_bits: int, through_operations: bool = False
+) -> tuple[int, float]:
+    """Passes over a tensor of so many values, and the bytes they move.
+
+    A producer that leaves integers is priced as writing `CONVERTED_BITS`; what is read wider it writes wider itself.
+    With operations in between it does not: the last of them writes the tensor.
+    """
     floats, integers = values * float_bits / 8, values * CONVERTED_BITS / 8
-    dequantized = floats - integers if left == INTEGERS else 0.0  # written wider by the producer itself
+    wider = 0.0
+    if left == INTEGERS and not through_operations:
+        wider = values * (handed_bits(read, float_bits) - CONVERTED_BITS) / 8
     if read == READ_FLOAT:
-        return 0, dequantized
+        return 0, wider
     if read == READ_DYNAMIC:
-        return 2, dequantized + 2 * floats + integers  # the largest magnitude is found, then everything is scaled
+        return 2, wider + 2 * floats + integers  # the largest magnitude is found, then everything is scaled
     if read == READ_TURNED:
         return (1, integers + floats) if left == INTEGERS else (2, 2 * (floats + integers))
-    return (0, 0.0) if left == INTEGERS else (1, floats + values * int(read) / 8)
+    return (0, wider) if left == INTEGERS else (1, floats + values * int(read) / 8)

@@ -69,6 +69,8 @@ class Device:
         tdp: Power it is sold for.
         launch: Seconds that running a network takes besides its operations.
         anchors: Published latencies of whole networks.
+        operations: What operations between layers read and write: floats, as in runtimes that quantize layers alone; or
+            the integers around them, as NPUs and fully quantized graphs do.
     """
 
     schema: Literal[2]
@@ -91,6 +93,7 @@ class Device:
     tdp: Quantity
     launch: Quantity
     anchors: tuple[Anchor, ...] = ()
+    operations: Literal["float", "integer"] = "float"
     __pydantic_config__: ClassVar[Any] = STRICT
 
     def __post_init__(self) -> None:

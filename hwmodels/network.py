@@ -101,8 +101,12 @@ class Layer(Operation):
 
     @property
     def is_depthwise(self) -> bool:
-        """True for a convolution that filters each input channel on its own."""
-        return self.groups > 1 and self.groups == self.channels
+        """True for a convolution of which every group reads one input channel, whatever it makes of it."""
+        if self.groups == 1:
+            return False
+        is_transposed = self.kind.startswith("conv_transpose")  # whose weights are stored as (in, out / groups, ...)
+        in_channels = self.weight_shape[0] if is_transposed else self.weight_shape[1] * self.groups
+        return self.groups == in_channels
 
 
 @dataclass(frozen=True)

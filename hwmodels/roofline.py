@@ -13,59 +13,28 @@ of kernel. The raw roofline is the limit t0 = s = 0, e_c = e_m = 1, p = infinity
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hwmodels.base import Choices, CostModel, fixed_storage, storage_columns
+from hwmodels.base import Choices, CostModel, storage_columns
+from hwmodels.boundary import boundary_cost, conversion_costs, with_detours
 from hwmodels.capability import Capability
-from hwmodels.conversion import (
-    CONVERTED_BITS,
-    FLOATS,
-    READ_DYNAMIC,
-    READ_FLOAT,
-    READ_TURNED,
-    Handover,
-    conversion_traffic,
-    handovers,
-)
-from hwmodels.cost import COSTS, Bound, BoundaryCost, Cost, CostTable, LayerCosts, Tier, Workload
-from hwmodels.device import Calibration, Device, MemoryLevel, load_device, worst_tier
+from hwmodels.conversion import CONVERTED_BITS, FLOATS, INTEGERS, handed_bits
+from hwmodels.cost import COSTS, NOTHING, Bound, BoundaryCost, Cost, CostTable, LayerCosts, Tier, Workload
+from hwmodels.device import Calibration, Device, load_device, worst_tier
+from hwmodels.flow import Flow, Handover, Owner, float_flow, integer_flow
 from hwmodels.network import Layer, Network
+from hwmodels.operations import Passes, fixed_cost, idle_power, owned_costs
+from hwmodels.parts import Parts, Terms
 from hwmodels.precision import Precision
 from hwmodels.quantity import rate_at
 from hwmodels.runs import Runs, resolve
-from hwmodels.sequence import earlier_bytes
-from hwmodels.site import Gemm, Site
+from hwmodels.site import Gemm, Site, mean_size
 
 LATENCY, ENERGY = COSTS.index("latency_s"), COSTS.index("energy_j")
 BOUNDS: tuple[Bound, ...] = ("compute", "memory", "overhead")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the time of one layer is made of, over all its calls.
-
-    Attributes:
-        operations: Two per multiply-accumulate, padding left out.
-        traffic: Bytes moved, conversions left out.
-        level: Name of the memory level they move through.
-        compute_s: Seconds of computing: its share of what computing and moving bytes take together, where the p-th
-            powers of both add up.
-        memory_s: Seconds of moving bytes: the rest of that.
-        overhead_s: Seconds of starting.
-        conversion_s: Seconds of converting what it reads.
-    """
-
-    operations: float
-    traffic: float
-    level: str
-    compute_s: float
-    memory_s: float
-    overhead_s: float
-    conversion_s: float
 
 
 class Roofline(CostModel):
@@ -80,7 +49,8 @@ class Roofline(CostModel):
         self.device = device if isinstance(device, Device) else load_device(device)
         self.name = self.device.id
         self._found: dict[tuple[str, bool, Precision, bool], Capability] = {}
-        self._resolved: dict[tuple[str, bool, bool, tuple[Precision, ...], bool], Runs] = {}
+        self._resolved: dict[tuple[Precision, ...], dict[tuple[str, bool, bool, bool], Runs]] = {}
+        self._recent: tuple[Sequence[Precision], dict[tuple[str, bool, bool, bool], Runs]] = (), {}
 
     def capability(self, layer: Layer, precision: Precision, leaves_floats: bool = False) -> Capability:
         """How the device runs a layer at a precision, in general or where its output has to be floats.
@@ -106,18 +76,16 @@ class Roofline(CostModel):
         self.device.check_threads(workload.threads)
         alike: dict[tuple[Precision, ...], tuple[Precision, ...]] = {}  # one object for equal choices: quick to look up
         choices = {name: alike.setdefault(tuple(given), tuple(given)) for name, given in choices.items()}
-        met = handovers(network, choices)
-        handed = {one.producer for one in met}
+        flow = self._flow(network, choices)
         layers = {
-            name: self._layer(network, network[name], precisions, workload, name in handed)
+            name: self._layer(network, network[name], precisions, workload, name in flow.handing_on)
             for name, precisions in choices.items()
         }
-        between = [one for one in met if one.producer is not None]
-        boundaries = [self._boundary(network, one, choices, workload, layers, handed) for one in between]
-        for handover in met:
-            if handover.producer is None:
-                leaves_floats = handover.consumer not in handed
-                self._add_passes(layers[handover.consumer], network, handover, workload, leaves_floats)
+        between = [one for one in flow.handovers if one.producer is not None]
+        boundaries = [self._boundary(network, one, layers, flow, workload) for one in between]
+        for price in (self._conversions, self._moves):
+            for name, more in price(network, choices, flow, workload).items():
+                layers[name].numbers[:, [LATENCY, ENERGY]] += more
         tiers: dict[str, Tier] = {
             "latency_s": worst_tier([run[3] for costs in layers.values() for run in costs.runs] or [self.device.tier]),
             "energy_j": self.device.energy.tier,
@@ -128,7 +96,7 @@ class Roofline(CostModel):
         energy = "calibrated" if self.device.energy.is_calibrated else "an index of counted operations and bytes"
         return CostTable(
             layers,
-            self._fixed_cost(network, workload),
+            fixed_cost(self.device, network, flow, workload),
             tiers,
             f"roofline of {self.device.id} ({self.device.name}, {self.device.runtime}); energy is {energy}",
             tuple(boundaries),
@@ -143,36 +111,24 @@ class Roofline(CostModel):
         Raises:
             ValueError: As `cost_table`.
         """
-        device, threads = self.device, workload.threads
-        device.check_threads(threads)
-        met = {one.consumer: one for one in handovers(network, {name: (policy[name],) for name in policy})}
-        handed = {one.producer for one in met.values()}
-        runs = {name: self._resolve(network[name], (policy[name],), name not in handed) for name in policy}
+        choices = {name: (precision,) for name, precision in policy.items()}
+        table, flow = self.cost_table(network, choices, workload), self._flow(network, choices)
+        converting = {one.consumer: one.cost(policy[one.producer], policy[one.consumer]) for one in table.boundaries}
+        seconds = {name: cost.latency_s for name, cost in converting.items()}
+        received = self._conversions(network, choices, flow, workload)
+        moved = self._moves(network, choices, flow, workload)
         found = {}
-        for name, run in runs.items():
-            layer = network[name]
-            site = Site.of(layer, workload)
-            level = self._level(network, site.input_values + site.output_values, threads)
-            compute_s, overhead, share, sharpness = self._rates(run.ways[0], site.gemm, threads)
-            traffic = float(self._traffic(layer, site, run, name in handed)[0])
-            memory_s = traffic / (rate_at(level.bandwidth, threads) * share)
-            joined = float(join_seconds(np.array(compute_s), np.array(memory_s), sharpness))
-            computing = joined * (compute_s / joined) ** sharpness
-            conversion = 0.0
-            if name in met:
-                left = runs[met[name].producer or ""].left[0] if met[name].producer else FLOATS
-                read = run.read[0]
-                conversion = self._conversions(network, layer, [(left, read)], workload)[left, read].latency_s
-            found[name] = Parts(
-                operations=layer.calls * 2.0 * site.macs,
-                traffic=layer.calls * traffic,
-                level=level.name,
-                compute_s=layer.calls * computing,
-                memory_s=layer.calls * (joined - computing),
-                overhead_s=layer.calls * overhead,
-                conversion_s=conversion,
-            )
+        for name, precisions in choices.items():
+            layer, hands_on = network[name], name in flow.handing_on
+            runs = self._resolve(layer, precisions, leaves_floats=not hands_on)
+            moving_s, received_s = (float(one[name][0, 0]) if name in one else 0.0 for one in (moved, received))
+            terms = self._terms(network, layer, runs, workload, hands_on)
+            found[name] = terms.parts(layer.calls, moving_s, received_s + seconds.get(name, 0.0))
         return found
+
+    def _flow(self, network: Network, choices: Choices) -> Flow:
+        """How tensors pass between the layers that take precisions."""
+        return (float_flow if self.device.operations == "float" else integer_flow)(network, choices)
 
     def _layer(
         self,
@@ -183,35 +139,46 @@ class Roofline(CostModel):
         hands_on: bool,
     ) -> LayerCosts:
         """Prices one layer, conversions left out; a layer that hands on leaves integers where it can."""
-        device, threads = self.device, workload.threads
         runs = self._resolve(layer, precisions, leaves_floats=not hands_on)
-        site = Site.of(layer, workload)
-        level = self._level(network, site.input_values + site.output_values, threads)
-
-        rates = np.array([self._rates(way, site.gemm, threads) for way in runs.ways])
-        compute_s, overhead, share, sharpness = rates[runs.way].T
-        traffic = self._traffic(layer, site, runs, hands_on)
-        memory_s = traffic / (rate_at(level.bandwidth, threads) * share)
-        seconds = overhead + join_seconds(compute_s, memory_s, sharpness)
-        joules = site.macs * runs.mac_energy + traffic * self._byte_energy(level) + seconds * self._idle_power
+        terms = self._terms(network, layer, runs, workload, hands_on)
+        seconds = terms.overhead_s + terms.joined_s
+        byte_energy = Passes.of(self.device, network, workload).byte_energy(terms.level)
+        joules = terms.macs * runs.mac_energy + terms.traffic * byte_energy + seconds * self._idle_power
 
         numbers = storage_columns(layer, precisions, workload)
         numbers[:, LATENCY], numbers[:, ENERGY] = layer.calls * seconds, layer.calls * joules
-        bounds = np.argmax([compute_s, memory_s, overhead], axis=0)
+        bounds = np.argmax([terms.compute_s, terms.memory_s, terms.overhead_s], axis=0)
+        calibration = self.device.calibration
         known = [
-            [(way.compute, bound, way.path, device.calibration[way.path].tier, way.support) for bound in BOUNDS]
+            [(way.compute, bound, way.path, calibration[way.path].tier, way.support) for bound in BOUNDS]
             for way in runs.ways
         ]
         described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
         return LayerCosts(runs.precisions, numbers, described)
 
+    def _terms(self, network: Network, layer: Layer, runs: Runs, workload: Workload, hands_on: bool) -> Terms:
+        """The terms of one call of a layer, of the mean size of its calls."""
+        site = Site.of(layer, workload)
+        size = mean_size(layer, site, workload)
+        level = Passes.of(self.device, network, workload).level(site.input_values + site.output_values)
+        rates = np.array([self._rates(way, site.gemm, workload.threads) for way in runs.ways])
+        compute_s, overhead_s, share, sharpness = rates[runs.way].T
+        traffic = self._traffic(layer, site, size, runs, hands_on)
+        memory_s = traffic / (rate_at(level.bandwidth, workload.threads) * share)
+        compute_s *= size
+        joined_s = join_seconds(compute_s, memory_s, sharpness)
+        return Terms(size * site.macs, compute_s, memory_s, joined_s, overhead_s, sharpness, traffic, level)
+
     def _resolve(self, layer: Layer, precisions: Sequence[Precision], leaves_floats: bool) -> Runs:
         """How the device runs layers of this kind at each precision, found out once."""
-        key = layer.kind, layer.is_depthwise, layer.quantizes_input, tuple(precisions), leaves_floats
-        if key not in self._resolved:
+        if precisions is not self._recent[0]:  # hashing scores of precisions takes longer than looking them up
+            self._recent = precisions, self._resolved.setdefault(tuple(precisions), {})
+        known = self._recent[1]
+        key = layer.kind, layer.is_depthwise, layer.quantizes_input, leaves_floats
+        if key not in known:
             found = [self._run(layer, precision, leaves_floats) for precision in precisions]
-            self._resolved[key] = resolve(self.device, layer, precisions, found)
-        return self._resolved[key]
+            known[key] = resolve(self.device, layer, precisions, found)
+        return known[key]
 
     def _run(self, layer: Layer, precision: Precision, leaves_floats: bool) -> Capability:
         """How the device runs a layer at a precision that is legal."""
@@ -234,7 +201,7 @@ class Roofline(CostModel):
             compute_s = float(join_seconds(np.array(compute_s), np.array(steps_s), sharpness))
         return compute_s, overhead, path.memory.number, sharpness
 
-    def _traffic(self, layer: Layer, site: Site, runs: Runs, hands_on: bool) -> np.ndarray:
+    def _traffic(self, layer: Layer, site: Site, size: float, runs: Runs, hands_on: bool) -> np.ndarray:
         """Bytes one call moves: weights and inputs as the runtime holds them, outputs as the next layer wants them."""
         is_look_up = layer.kind == "embedding"  # which reads the rows it returns
         weights = site.output_values * runs.weight_width / 8 if is_look_up else runs.weight_bytes(layer)
@@ -242,118 +209,78 @@ class Roofline(CostModel):
         outputs = np.where(leaves_integers, CONVERTED_BITS, self.device.float_bits)[runs.way]
         converting = np.array([way.conversion_bits for way in runs.ways])[runs.way]
         activations = site.input_values * (runs.input_width + converting) + site.output_values * outputs
-        moved: np.ndarray = weights + activations / 8
+        moved: np.ndarray = weights + size * activations / 8
         return moved
 
-    def _add_passes(
-        self, costs: LayerCosts, network: Network, handover: Handover, workload: Workload, leaves_floats: bool
-    ) -> None:
-        """Adds to a layer's costs what converting its input takes, which comes in floats."""
-        layer = network[handover.consumer]
-        read = self._resolve(layer, costs.precisions, leaves_floats).read
-        converting = self._conversions(network, layer, [(FLOATS, label) for label in read], workload)
-        added = {label: (cost.latency_s, cost.energy_j) for (_, label), cost in converting.items()}
-        costs.numbers[:, [LATENCY, ENERGY]] += np.array([added[label] for label in read])
+    def _conversions(self, network: Network, choices: Choices, flow: Flow, workload: Workload) -> dict[str, np.ndarray]:
+        """Seconds and joules of converting what comes in floats, by layer, each of shape `(precisions, 2)`."""
+        passes, found = Passes.of(self.device, network, workload), {}
+        for one in flow.handovers:
+            if one.producer is None:
+                layer = network[one.consumer]
+                runs = self._resolve(layer, choices[layer.name], leaves_floats=layer.name not in flow.handing_on)
+                costs = conversion_costs(passes, ((FLOATS, read) for read in runs.read), _read(layer, workload))
+                found[layer.name] = _columns([costs[FLOATS, read] for read in runs.read])
+        return found
+
+    def _moves(self, network: Network, choices: Choices, flow: Flow, workload: Workload) -> dict[str, np.ndarray]:
+        """Seconds and joules of operations that move a layer's tensors, by layer, each of shape `(precisions, 2)`.
+
+        With them what the layer itself writes for operations beyond `CONVERTED_BITS` of a value.
+        """
+        if not flow.owners:
+            return {}
+        passes, float_bits = Passes.of(self.device, network, workload), self.device.float_bits
+        owned, found = owned_costs(self.device, network, flow, workload), {}
+        for name, precisions in choices.items():
+            layer = network[name]
+            runs = self._resolve(layer, precisions, leaves_floats=name not in flow.handing_on)
+            read, made = (_columns([owned.get(Owner(name, reads), NOTHING)]) / 8 for reads in (True, False))
+            values = flow.values_left[name] * workload.batch
+            by_label = {}
+            for left, label in dict.fromkeys(zip(runs.left, runs.read, strict=True)):
+                bits = handed_bits(label, float_bits)
+                left_bits, written_bits = (bits, bits - CONVERTED_BITS) if left == INTEGERS else (float_bits, 0)
+                wider = _columns([passes.cost(values, values * written_bits / 8)])
+                by_label[left, label] = read * bits + made * left_bits + wider
+            found[name] = np.concatenate([by_label[pair] for pair in zip(runs.left, runs.read, strict=True)])
+        return found
 
     def _boundary(
         self,
         network: Network,
         handover: Handover,
-        choices: Choices,
-        workload: Workload,
         layers: Mapping[str, LayerCosts],
-        handed: Collection[str | None],
+        flow: Flow,
+        workload: Workload,
     ) -> BoundaryCost:
         """What converting between two layers takes, and running the first otherwise where integers are not wanted."""
-        producer, consumer = handover.producer or "", handover.consumer
-        left = self._resolve(network[producer], choices[producer], leaves_floats=False)
-        read = self._resolve(network[consumer], choices[consumer], leaves_floats=consumer not in handed)
-        pairs = [(one, other) for one in dict.fromkeys(left.left) for other in dict.fromkeys(read.read)]
-        costs = self._conversions(
-            network, network[consumer], [*pairs, *((FLOATS, other) for _, other in pairs)], workload
-        )
-        labels, path = left.left_of, self.device.float_compute
-        if any(way.needs_integer_output for way in left.ways):
-            labels, costs = self._with_detours(network, producer, left, layers[producer], costs, workload)
-        return BoundaryCost(handover.tensor, producer, consumer, labels, read.read_of, costs, path)
-
-    def _with_detours(
-        self,
-        network: Network,
-        producer: str,
-        left: Runs,
-        priced: LayerCosts,
-        costs: Mapping[tuple[str, str], Cost],
-        workload: Workload,
-    ) -> tuple[dict[Precision, str], dict[tuple[str, str], Cost]]:
-        """Labels that tell kernels that exist only where they requantize, and costs with what runs in their place.
-
-        Only the producer's own seconds change: that it might want another input then is left out.
-        """
-        otherwise = self._layer(network, network[producer], left.precisions, workload, hands_on=False)
-        labels, detours = {}, {}
-        for row, (precision, way) in enumerate(zip(left.precisions, left.way.tolist(), strict=True)):
-            needs = left.ways[way].needs_integer_output
-            labels[precision] = f"{left.left[row]} of {way}" if needs else left.left[row]
-            if needs:
-                more = otherwise.numbers[row] - priced.numbers[row]
-                detours[labels[precision]] = Cost(latency_s=float(more[LATENCY]), energy_j=float(more[ENERGY]))
-        with_detours = dict(costs)
-        for (one, other), cost in costs.items():
-            for label, detour in detours.items():
-                if label.startswith(f"{one} of "):
-                    is_wanted = other not in (READ_FLOAT, READ_DYNAMIC, READ_TURNED)
-                    with_detours[label, other] = cost if is_wanted else costs[FLOATS, other] + detour
-        return labels, with_detours
-
-    def _conversions(
-        self, network: Network, layer: Layer, pairs: Sequence[tuple[str, str]], workload: Workload
-    ) -> dict[tuple[str, str], Cost]:
-        """What converting the input of a layer costs, by what it is left and what it is read as."""
-        path = self.device.calibration[self.device.float_compute]
-        values = Site.of(layer, workload).input_values * layer.calls
-        level = self._level(network, values, workload.threads)
-        bandwidth = rate_at(level.bandwidth, workload.threads) * path.memory.number
-        costs = {}
-        for left, read in dict.fromkeys(pairs):
-            passes, traffic = conversion_traffic(left, read, values, self.device.float_bits)
-            seconds = passes * path.overhead.number + traffic / bandwidth
-            joules = traffic * self._byte_energy(level) + seconds * self._idle_power
-            costs[left, read] = Cost(latency_s=seconds, energy_j=joules)
-        return costs
-
-    def _fixed_cost(self, network: Network, workload: Workload) -> Cost:
-        """Prices the other operations, which read and write floats, the other parameters, and starting the network."""
-        path = self.device.calibration[self.device.float_compute]
-        seconds, joules = self.device.launch.number if self.device.launch.is_known else 0.0, 0.0
-        for operation in network.operations:
-            if network.is_fused(operation):
-                continue
-            values = workload.batch * sum(network.tensors[n].values for n in (*operation.reads, *operation.writes))
-            traffic = values * self.device.float_bits / 8 + earlier_bytes(network, operation, workload)
-            level = self._level(network, values, workload.threads)
-            bandwidth = rate_at(level.bandwidth, workload.threads) * path.memory.number
-            seconds += path.overhead.number + traffic / bandwidth
-            joules += traffic * self._byte_energy(level)
-        return replace(fixed_storage(network), latency_s=seconds, energy_j=joules + seconds * self._idle_power)
-
-    def _level(self, network: Network, values: int, threads: int) -> MemoryLevel:
-        """The memory level that keeps the float network, and an operation's values, from pass to pass.
-
-        Judged by the float network so that a layer's cost does not depend on the precision of the others.
-        """
-        resident = network.weight_count + network.other_parameters + values
-        return self.device.level(resident * self.device.float_bits / 8, threads)
-
-    def _byte_energy(self, level: MemoryLevel) -> float:
-        """Joules of a byte moved from and to a level."""
-        return (level.energy or self.device.energy.memory).number
+        producer, consumer = network[handover.producer or ""], network[handover.consumer]
+        priced, is_last = layers[producer.name], consumer.name not in flow.handing_on
+        left = self._resolve(producer, priced.precisions, leaves_floats=False)
+        read = self._resolve(consumer, layers[consumer.name].precisions, leaves_floats=is_last)
+        passes = Passes.of(self.device, network, workload)
+        boundary = boundary_cost(passes, handover, left, read, _read(consumer, workload))
+        if handover.through_operations or not any(way.needs_integer_output for way in left.ways):
+            return boundary
+        otherwise = self._layer(network, producer, left.precisions, workload, hands_on=False)
+        more = (otherwise.numbers - priced.numbers)[:, [LATENCY, ENERGY]]
+        return with_detours(boundary, left, [Cost(*row) for row in more.tolist()])
 
     @property
     def _idle_power(self) -> float:
-        """Watts drawn whatever is run; none where unknown."""
-        power = self.device.energy.idle_power
-        return power.number if power.is_known else 0.0
+        return idle_power(self.device)
+
+
+def _read(layer: Layer, workload: Workload) -> int:
+    """Values that all calls of a layer read."""
+    site = Site.of(layer, workload)
+    return round(site.input_values * layer.calls * mean_size(layer, site, workload))
+
+
+def _columns(costs: Sequence[Cost]) -> np.ndarray:
+    """Latency and energy, shape `(costs, 2)`."""
+    return np.array([(cost.latency_s, cost.energy_j) for cost in costs])
 
 
 def padded_operations(gemm: Gemm, path: Calibration) -> float:

@@ -52,7 +52,11 @@ class Site:
 
     @classmethod
     def of(cls, layer: Layer, workload: Workload) -> Site:
-        """The site of one call of a layer."""
+        """The site of the first call of a layer; see `mean_size` for layers whose calls differ in size.
+
+        A weight whose parts are applied to sequences of different lengths, as that of cross attention, counts the rows
+        that the whole of it would be applied to for as many multiply-accumulates, rounded.
+        """
         if layer.kind.startswith("conv"):
             return cls(
                 layer.kind,
@@ -73,7 +77,7 @@ class Site:
 
     @property
     def is_depthwise(self) -> bool:
-        """True for a convolution that filters each input channel on its own."""
+        """True for a convolution of which every group reads one input channel, as `Layer.is_depthwise`."""
         return self.groups > 1 and self.groups == self.in_channels
 
     @property
@@ -94,7 +98,7 @@ class Site:
 
     @property
     def weight_values(self) -> int:
-        """Weights of the layer."""
+        """Weights of the layer; of an embedding those of one row, which is what a look-up reads."""
         return math.prod(self.kernel) * self.in_channels * self.out_channels // self.groups
 
     @property
@@ -106,3 +110,9 @@ class Site:
     def output_values(self) -> int:
         """Values written."""
         return self.batch * self.out_channels * math.prod(self.out_size)
+
+
+def mean_size(layer: Layer, site: Site, workload: Workload) -> float:
+    """Multiply-accumulates of a layer's calls on average, in those of its site: 1 where all calls have one shape."""
+    counted = site.macs * layer.calls
+    return layer.macs * workload.batch / counted if counted and layer.macs else 1.0

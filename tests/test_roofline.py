@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodels import Layer, Network, Operation, Precision, Roofline, StorageModel, Tensor, Workload, load_device
+from hwmodels.capability import Capability
 from hwmodels.cost import CostReport
 from hwmodels.device import Tile
 from hwmodels.energy import mac_energy
@@ -223,6 +224,20 @@ def test_boundaries_by_hand(first: str, second: str, seconds: float) -> None:
     assert sum(found.path_seconds.values()) == pytest.approx(found.total.latency_s)
 
 
+@pytest.mark.parametrize("float_bits", [8, 16, 32])
+def test_integers_of_sixteen_bits_are_handed_on_as_such(float_bits: int) -> None:
+    """Also where floats have 16 bits: what is as wide as a float is not one."""
+    wide = Capability(("linear",), ("int8",), ("int16",), "native", "16 bits", "int8", held_weight_bits=8)
+    device = replace(TOY, float_bits=float_bits, capabilities=(replace(wide, requantizes=True), *TOY.capabilities))
+    sixteen, choices = Precision.parse("int8/int16"), (Precision.parse("int8/int16"), INT8, FLOAT)
+    table = Roofline(device).cost_table(chain(("a", 8, 32), ("b", 32, 8)), {"a": choices, "b": choices}, Workload())
+    (boundary,) = table.boundaries
+    for left in (sixteen, INT8):
+        assert boundary.cost(left, sixteen).latency_s == pytest.approx(512 / CACHE), "two bytes written, not one"
+        assert boundary.cost(left, INT8).latency_s == 0
+    assert boundary.cost(FLOAT, sixteen).latency_s == pytest.approx(T0 + (float_bits / 8 + 2) * 512 / CACHE)
+
+
 def test_other_readers_keep_a_tensor_in_floats() -> None:
     """What a skip connection reads as well is left in floats: the layer that wants another converts it."""
     network = chain(("a", 8, 32), ("b", 32, 8), between="tanh")
@@ -270,6 +285,20 @@ def test_calls_are_charged_each() -> None:
     once = prices(conv_network(), "int8/uint8")["int8/uint8"]
     thrice = prices(conv_network(calls=3, macs=3 * MACS), "int8/uint8")["int8/uint8"]
     assert thrice[0] == pytest.approx(3 * once[0], rel=0.05), "one pass converts the input of all calls"
+
+
+def test_calls_of_different_sizes_are_charged_for_theirs() -> None:
+    """One convolution, called on 28 x 28 and on 14 x 14."""
+    twice = conv_network(calls=2, macs=MACS + MACS // 4)
+    moved = (4 * WEIGHTS + 8 * 0.625 * VALUES) / CACHE
+    expected = 2 * (T0 + joined(0.625 * 2 * MACS / 50e9, moved))
+    assert prices(twice, "float")["float"][0] == pytest.approx(expected)
+    quantize = T0 + 5 * 1.25 * VALUES / CACHE
+    moved = (WEIGHTS + 5 * 0.625 * VALUES) / CACHE
+    expected = 2 * (T0 + joined(0.625 * 2 * MACS / 200e9, moved)) + quantize
+    assert prices(twice, "int8/uint8")["int8/uint8"][0] == pytest.approx(expected)
+    parts = Roofline(TOY).parts(twice, {"conv": FLOAT}, Workload(batch=3))["conv"]
+    assert parts.operations == pytest.approx(3 * 2 * 1.25 * MACS)
 
 
 def test_embeddings_read_rows_not_the_table() -> None:
@@ -353,6 +382,22 @@ def test_kernels_that_must_requantize_fall_back_where_floats_are_wanted() -> Non
     fallback = T0 + joined(2 * 16 * 8 * 32 / 50e9, 4 * (8 * 32 + 16 * 8 + 16 * 32) / CACHE)
     reads, last = 5 * 16 * 8 / CACHE, report(network, "float", "float").layers["b"].cost.latency_s
     assert total("int8/uint8", "float") == pytest.approx(fallback + T0 + reads + last + 1e-5)
+
+
+def test_detours_of_precisions_that_run_alike_are_each_their_own() -> None:
+    """Kernels that move packed weights run alike at any width, but what runs in their place gains differently."""
+    packed = replace(TOY.capabilities[2], held_weight_bits=None, needs_integer_output=True)
+    model = Roofline(replace(TOY, capabilities=(packed, *TOY.capabilities)))
+    network, narrow, wide = (
+        chain(("a", 256, 256), ("b", 256, 8), rows=1),
+        *map(Precision.parse, ("int2/uint8", "int7/uint8")),
+    )
+    choices = {"a": (narrow, wide), "b": (FLOAT,)}
+    many = model.cost_table(network, choices, Workload())
+    for precision in choices["a"]:
+        alone = model.network_cost(network, {"a": precision, "b": FLOAT}, Workload()).total.latency_s
+        rows = many.layers["a"][precision].cost.latency_s + many.layers["b"][FLOAT].cost.latency_s
+        assert rows + many.boundaries[0].cost(precision, FLOAT).latency_s + 1e-5 == pytest.approx(alone, rel=1e-12)
 
 
 def test_a_depthwise_layer_is_told_from_others() -> None:

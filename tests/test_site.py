@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwmodels import Gemm, Layer, Network, Site, Workload
 from hwmodels.capability import LAYER_KINDS
+from hwmodels.site import mean_size
 from search.trace import trace
 
 BATCH = 3
@@ -39,6 +40,28 @@ class Gated(nn.Module):
         return self.gru(x)[0]
 
 
+class TwoSizes(nn.Module):
+    """One convolution, called on a picture and on half of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.pool(self.conv(x)))
+
+
+class CrossAttention(nn.Module):
+    """PyTorch's own attention, of 5 queries to 9 keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.attention(x, y, y)[0]
+
+
 MODELS: dict[str, tuple[nn.Module, Any]] = {
     "conv1d": (nn.Conv1d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 9)),
     "conv2d": (nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.zeros(2, 3, 13, 11)),
@@ -49,6 +72,8 @@ MODELS: dict[str, tuple[nn.Module, Any]] = {
     "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 9)),
     "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1), torch.zeros(2, 4, 5, 7)),
     "conv_transpose3d": (nn.ConvTranspose3d(2, 3, 2, stride=2), torch.zeros(1, 2, 2, 3, 2)),
+    "depthwise transposed": (nn.ConvTranspose2d(4, 4, 3, groups=4), torch.zeros(2, 4, 5, 6)),
+    "depthwise transposed with two filters": (nn.ConvTranspose2d(4, 8, 3, groups=4), torch.zeros(2, 4, 5, 6)),
     "linear": (nn.Linear(4, 3), torch.zeros(2, 5, 7, 4)),
     "self-attention": (SelfAttention(), torch.zeros(2, 5, 8)),
     "gru": (Gated(), torch.zeros(3, 4, 6)),
@@ -87,6 +112,7 @@ def test_sites_do_what_their_layers_do(traced: dict[str, Network], name: str) ->
     for layer in traced[name]:
         site = Site.of(layer, Workload(batch=BATCH))
         assert site.macs * layer.calls == layer.macs * BATCH, layer.name
+        assert mean_size(layer, site, Workload(batch=BATCH)) == 1, layer.name
         assert site.input_values == math.prod(layer.input_shape[1:]) * BATCH, layer.name
         assert site.output_values == math.prod(layer.output_shape[1:]) * BATCH, layer.name
         if layer.kind != "embedding":  # reads one row of its weights
@@ -124,7 +150,10 @@ def test_products_are_those_kernels_run(traced: dict[str, Network], name: str, g
     assert gemm.macs == BATCH * layer.macs
 
 
-@pytest.mark.parametrize(("name", "expected"), [("depthwise", True), ("conv1d", False), ("conv2d", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(name, name.startswith("depthwise")) for name in MODELS if "conv" in name or "depthwise" in name],
+)
 def test_depthwise_is_told(traced: dict[str, Network], name: str, expected: bool) -> None:
     layer, site = one(traced[name])
     assert site.is_depthwise is layer.is_depthwise is expected
@@ -140,3 +169,18 @@ def test_layers_that_run_several_times_have_one_site(traced: dict[str, Network])
     layer, site = one(traced["recurrent"])
     assert layer.calls == 3
     assert site == Site("linear", BATCH, 4, 4)
+
+
+def test_calls_of_two_sizes_are_told_by_their_multiplications() -> None:
+    layer, site = one(trace(TwoSizes().eval(), torch.zeros(2, 4, 8, 8)))
+    assert (site.in_size, layer.calls) == ((8, 8), 2)
+    assert mean_size(layer, site, Workload(batch=BATCH)) == (64 + 16) / 2 / 64
+
+
+def test_parts_of_a_weight_that_read_sequences_of_two_lengths_count_whole_rows() -> None:
+    examples = {"x": torch.zeros(1, 5, 8), "y": torch.zeros(1, 9, 8)}
+    layer = trace(CrossAttention().eval(), examples)["attention.in_proj_weight"]
+    site = Site.of(layer, Workload(batch=BATCH))
+    rows = (5 + 2 * 9) / 3  # of the whole weight
+    assert site.batch == BATCH * round(rows)
+    assert mean_size(layer, site, Workload(batch=BATCH)) == pytest.approx(rows / round(rows))

@@ -1,0 +1,1 @@
+"""Latencies that Qualcomm AI Hub publishes, against what the calibrated roofline says of the same networks."""
