@@ -31,8 +31,6 @@ ANY = "*"
 Support = Literal["native", "storage", "fallback", "refused"]
 """A kernel for the very formats; held packed but computed wider; computed in another type; not possible at all."""
 
-SUPPORTS: tuple[Support, ...] = ("native", "storage", "fallback", "refused")
-
 Patterns = tuple[str, ...] | Literal["*"]
 
 

@@ -54,6 +54,13 @@ def latency_interval(report: CostReport, level: float = LEVEL) -> tuple[float, f
     return math.exp(middle - reach), math.exp(middle + reach)
 
 
+def knows_error(report: CostReport) -> bool:
+    """Whether a latency and the error of every path that it is made of are known."""
+    used = [path for path, seconds in report.path_seconds.items() if seconds]
+    errors = [report.sigmas.get(path, math.nan) for path in used]
+    return bool(used) and not any(map(math.isnan, (report.total.latency_s, *errors)))
+
+
 def probability_faster(one: CostReport, other: CostReport, same_device: bool | None = None) -> float:
     """The probability that `one` takes less time than `other`; a half where they are the same.
 

@@ -170,12 +170,18 @@ class Device:
         """What a user must know before believing its numbers."""
         if not self.knows_time:
             return (f"{self.id}: bandwidth or peak is not known, so latencies are not either; judge by bytes",)
-        if self.tier != "datasheet" or self.kind == "research":
-            return ()
-        return (
-            f"{self.id} is known by its datasheet alone: a roofline of peaks tells the faster of two precisions hardly "
-            "better than chance. Calibrate it with `bitplan profile --fit` on the device, or judge by bytes",
-        )
+        found = []
+        guessed = [name for name, path in self.calibration.items() if path.tier == "datasheet"]
+        if len(guessed) == len(self.calibration):
+            found.append(
+                f"{self.id} is known by its datasheet alone: a roofline of peaks tells the faster of two precisions "
+                "hardly better than chance. Calibrate it with `bitplan profile --fit` on the device, or judge by bytes"
+            )
+        elif guessed:
+            found.append(f"{self.id} is calibrated, but for {listed(guessed)}, which stand on the datasheet")
+        if not self.launch.is_known and not guessed:
+            found.append(f"{self.id}: what starting a network takes is not known, and left out")
+        return tuple(found)
 
     def capability(
         self, kind: str, precision: Precision, is_depthwise: bool = False, leaves_floats: bool = False

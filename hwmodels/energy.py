@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hwmodels.device import OperationEnergy
 
 ACCUMULATOR_BITS = 32
@@ -20,6 +22,8 @@ def mac_energy(energy: OperationEnergy, compute: str, weight_bits: int, input_bi
         return energy.fp32_multiply.number + energy.fp32_add.number
     if compute in FLOAT16_TYPES:
         return energy.fp16_multiply.number + energy.fp32_add.number
+    widest = int((re.search(r"[0-9]+", compute) or ["8"])[0])  # of packed operands the kernel multiplies wider ones
+    weight_bits, input_bits = min(weight_bits, widest), min(input_bits, widest)
     multiply: float = energy.int8_multiply.number * (weight_bits * input_bits / 64) ** 0.99
     add: float = energy.int8_add.number * (ACCUMULATOR_BITS / 8) ** 0.87
     return multiply + add

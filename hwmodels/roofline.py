@@ -20,7 +20,7 @@ import numpy as np
 
 from hwmodels.base import Choices, CostModel, storage_columns
 from hwmodels.boundary import boundary_cost, conversion_costs, with_detours
-from hwmodels.capability import Capability
+from hwmodels.capability import Capability, find_capability
 from hwmodels.conversion import CONVERTED_BITS, FLOATS, INTEGERS, handed_bits
 from hwmodels.cost import COSTS, NOTHING, Bound, BoundaryCost, Cost, CostTable, LayerCosts, Tier, Workload
 from hwmodels.device import Calibration, Device, load_device, worst_tier
@@ -64,7 +64,9 @@ class Roofline(CostModel):
         return self._found[key]
 
     def refusal(self, layer: Layer, precision: Precision) -> str | None:
-        run = self.capability(layer, precision)
+        run = find_capability(self.device.capabilities, layer.kind, precision, layer.is_depthwise)
+        if run is None:
+            return f"none of the capabilities in its file is about {layer.kind} at {precision}"
         return run.note if run.support == "refused" else None
 
     def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
@@ -87,12 +89,14 @@ class Roofline(CostModel):
             for name, more in price(network, choices, flow, workload).items():
                 layers[name].numbers[:, [LATENCY, ENERGY]] += more
         tiers: dict[str, Tier] = {
-            "latency_s": worst_tier([run[3] for costs in layers.values() for run in costs.runs] or [self.device.tier]),
             "energy_j": self.device.energy.tier,
             "weight_bytes": "exact",
             "activation_bytes": "exact",
             "bit_ops": "exact",
         }
+        if self.device.knows_time:
+            used = {run[3] for costs in layers.values() for run in costs.runs}
+            tiers["latency_s"] = worst_tier(used | {self.device.calibration[self.device.float_compute].tier})
         energy = "calibrated" if self.device.energy.is_calibrated else "an index of counted operations and bytes"
         return CostTable(
             layers,
@@ -153,6 +157,8 @@ class Roofline(CostModel):
             [(way.compute, bound, way.path, calibration[way.path].tier, way.support) for bound in BOUNDS]
             for way in runs.ways
         ]
+        if np.isnan(seconds).any():  # a peak or bandwidth is not known, and so neither is what binds
+            known = [[(way.compute, "", way.path, "", way.support)] * len(BOUNDS) for way in runs.ways]
         described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
         return LayerCosts(runs.precisions, numbers, described)
 

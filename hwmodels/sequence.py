@@ -32,7 +32,8 @@ def at_workload(network: Network, workload: Workload) -> Network:
     last axis of four or more is as long, too, it is the tokens attended to, which number `workload.context`.
 
     Raises:
-        ValueError: If tokens or a context are asked for and the network reads no token ids.
+        ValueError: If tokens or a context are asked for and the network reads no token ids, or tokens cannot be told
+            from another axis.
     """
     if workload.tokens is None and workload.context is None:
         return network
@@ -48,6 +49,11 @@ def at_workload(network: Network, workload: Workload) -> Network:
     def sized(shape: Shape) -> Shape:
         if len(shape) < 2:
             return shape
+        if shape[1:-1].count(traced) > 1:
+            raise ValueError(
+                f"the network was traced on {traced} tokens, and another axis of a tensor of shape {shape} is as long; "
+                "give an example input of another length"
+            )
         middle = tuple(tokens if size == traced else size for size in shape[1:-1])
         last = shape[-1]
         if len(shape) == 2 and last == traced:

@@ -82,13 +82,15 @@ def without(space: SearchSpace, dropped: Iterable[Mapping[str, Any]]) -> SearchS
 
 
 def in_words(dropped: Sequence[Dropped]) -> tuple[str, ...]:
-    """What was dropped, a sentence for each format and reason."""
-    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    """What was dropped, a sentence for each reason and side."""
+    formats: dict[tuple[Side, str], dict[str, None]] = defaultdict(dict)
+    layers: dict[tuple[Side, str], dict[str, None]] = defaultdict(dict)
     for entry in dropped:
-        groups[entry.side, entry.format, entry.why] += entry.layers
+        formats[entry.side, entry.why][entry.format] = None
+        layers[entry.side, entry.why] |= dict.fromkeys(entry.layers)
     return tuple(
-        f"{side} format {format} was dropped for {_count(layers)}: {why}"
-        for (side, format, why), layers in groups.items()
+        f"{side} format{'s'[: len(names) > 1]} {', '.join(names)} dropped for {_count([*layers[side, why]])}: {why}"
+        for (side, why), names in formats.items()
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hwmodels import CostReport
-from hwmodels.compare import latency_interval
+from hwmodels.compare import knows_error, latency_interval
 from search.front import verdict
 from search.job import Job
 from search.objective import Objective
@@ -43,7 +43,7 @@ PACKAGES = ("bitplan", "torch", "numpy", "scipy", "optuna")
 
 
 DETOURS = {
-    "storage": "compute in {}: fewer bits save bytes there, not operations",
+    "storage": "compute in {}: fewer bits make the file smaller, and no operation quicker",
     "fallback": "have no kernel of their own and fall back to {}",
 }
 """How a device runs what it has no kernel for, in words."""
@@ -108,7 +108,7 @@ def make_plan(
         effective_bits=costs["effective_bits"],
         cost=_planned_costs(pricing, report),
         cost_source=report.source,
-        cautions=(*report.warnings, *dropped, *_detours(report, policy)),
+        cautions=(*report.warnings, *dropped, *_detours(report, policy), *_slower(pricing, report)),
         quality=measured["report"],
         selection=measured["selection"],
         layers=_planned_layers(pricing, policy, report),
@@ -123,7 +123,7 @@ def make_plan(
 def _planned_costs(pricing: Pricing, report: CostReport) -> dict[str, PlannedCost]:
     reference = pricing.reference("float")
     ends: dict[str, tuple[float, float]] = {}
-    if report.path_seconds and not math.isnan(report.total.latency_s):
+    if knows_error(report):
         low, high = latency_interval(report)
         if low < high:
             ends["latency_s"] = low, high
@@ -150,6 +150,14 @@ def _detours(report: CostReport, policy: Policy) -> list[str]:
         f"({', '.join(dict.fromkeys(str(policy[name]) for name in names))}) {DETOURS[support].format(compute)}"
         for (support, compute), names in found.items()
     ]
+
+
+def _slower(pricing: Pricing, report: CostReport) -> list[str]:
+    """Says so where the float network would be quicker."""
+    float_s, own_s = pricing.reference("float")["latency_s"], report.total.latency_s
+    if not own_s > float_s:
+        return []
+    return [f"it is predicted to take {own_s / float_s:.2f} times as long as the float network"]
 
 
 def _planned_layers(pricing: Pricing, policy: Policy, report: CostReport) -> tuple[PlannedLayer, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -56,7 +57,8 @@ class Pricing:
         is_sum = type(self.cost_model).network_cost is CostModel.network_cost
         if is_sum and all(policy[name] in self.table.layers[name] for name in self.table.layers):
             return sum_costs(self.table, self.network, policy, self.workload)
-        return self.cost_model.network_cost(self.network, policy, self.workload)
+        with self._naming():
+            return self.cost_model.network_cost(self.network, policy, self.workload)
 
     def runs(self, policy: Mapping[str, Precision]) -> bool:
         """Whether the target can run a policy."""
@@ -83,7 +85,16 @@ class Pricing:
     @cached_property
     def table(self) -> CostTable:
         """The cost of every choice of every layer."""
-        return self.cost_model.cost_table(self.network, self.space.layer_choices, self.workload)
+        with self._naming():
+            return self.cost_model.cost_table(self.network, self.space.layer_choices, self.workload)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Turns what a cost model cannot price into an error of the configuration."""
+        try:
+            yield
+        except ValueError as error:
+            raise ConfigError(f"hardware {self.cost_model.name}: {error}") from error
 
     @cached_property
     def columns(self) -> dict[str, tuple[np.ndarray, ...]]:

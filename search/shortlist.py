@@ -45,7 +45,7 @@ def settle(objective: Objective, trials: Sequence[Trial]) -> tuple[Trial, CostRe
             return trial, None
         first = first or (trial, report)
         costs = asdict(report.total)
-        if not any(costs[name] > limit for name, limit in objective.limits.items() if name in costs):
+        if all(costs[name] <= limit for name, limit in objective.limits.items() if name in costs):
             return trial, report
     return first or (ranked[0], None)
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_synthetic
-from tiny import make_bench
+from tiny import TinyTask, make_bench
 
 from hwmodels import CostReport, Layer, Network, Precision, StorageModel
+from search.api import find_plan
 from search.errors import BitplanError, ConfigError
 from search.legal import in_words, runnable, without
 from search.shortlist import settle
@@ -66,7 +67,7 @@ def test_formats_that_never_run_are_dropped_with_the_reason() -> None:
         d.formats for d in space.decisions if d.side == "input"
     ]
     assert {(entry.side, entry.format) for entry in dropped} == {("weight", "int2")}
-    assert in_words(dropped) == ("weight format int2 was dropped for 4 layers: no int2/uint4 here",)
+    assert in_words(dropped) == ("weight format int2 dropped for 4 layers: no int2/uint4 here",)
 
 
 def test_only_the_layers_concerned_lose_a_format() -> None:
@@ -152,3 +153,23 @@ def test_the_oracle_settles_the_shortlist(tmp_path: Path) -> None:
     assert settle(problem.objective(tmp_path / "other.jsonl", RandomSearch()), trials) == (best, None)
     with pytest.raises(BitplanError, match="no policy within budget was measured in 0 proposals"):
         settle(objective, [])
+
+
+def test_a_space_of_one_policy_is_searched(tmp_path: Path) -> None:
+    """Where the device leaves nothing to decide there still is a plan, and its cautions say what was dropped."""
+
+    class Only(Picky):
+        def __init__(self) -> None:
+            super().__init__(
+                {f"{w}/{a}" for w in ("int2", "int4", "int8") for a in ("uint4", "uint8")} - {"int8/uint8"}
+            )
+
+    plan = find_plan(
+        TinyTask(),
+        hardware=Only(),
+        budget={"size_ratio": 1.0},
+        space={"weight": ["int2", "int4", "int8"], "input": ["uint4", "uint8"]},
+        run_dir=tmp_path / "run",
+    )
+    assert {str(precision) for precision in plan.policy.values()} == {"int8/uint8"}
+    assert any("int2" in caution and "dropped for" in caution for caution in plan.cautions)

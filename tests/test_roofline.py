@@ -330,7 +330,7 @@ def test_mac_energy_passes_through_the_published_figures() -> None:
     adder = 0.03e-12 * 4**0.87
     assert adder == pytest.approx(0.1e-12, rel=0.01)
     assert mac_energy(TOY.energy, "int8", 8, 8) == pytest.approx(0.2e-12 + adder)
-    assert mac_energy(TOY.energy, "int8", 32, 32) == pytest.approx(3.1e-12 + adder, rel=0.01)
+    assert mac_energy(TOY.energy, "int32", 32, 32) == pytest.approx(3.1e-12 + adder, rel=0.01)
     assert mac_energy(TOY.energy, "fp32", 32, 32) == pytest.approx(4.6e-12)
     assert mac_energy(TOY.energy, "bf16", 16, 16) == pytest.approx(2.0e-12), "sums are kept in fp32"
 
@@ -408,3 +408,15 @@ def test_a_depthwise_layer_is_told_from_others() -> None:
 def test_only_kernels_that_requantize_can_need_it() -> None:
     with pytest.raises(ValueError, match="needs_integer_output is for kernels that requantize"):
         replace(TOY.capabilities[-1], needs_integer_output=True)
+
+
+def test_packed_operands_are_multiplied_as_wide_as_the_kernel_does() -> None:
+    """Weights of 4 bits with floats as inputs, multiplied in int8, cost what int4 times int8 does."""
+    assert mac_energy(TOY.energy, "int8", 4, 32) == mac_energy(TOY.energy, "int8", 4, 8)
+
+
+def test_a_device_that_lists_nothing_for_a_layer_refuses_it() -> None:
+    device = replace(TOY, capabilities=TOY.capabilities[:2])
+    layer = conv_network().layers[0]
+    assert "none of the capabilities" in str(Roofline(device).refusal(layer, FLOAT))
+    assert Roofline(device).refusal(layer, INT8) is None

@@ -103,3 +103,17 @@ def test_workloads_that_cannot_be() -> None:
         Workload(tokens=0)
     with pytest.raises(ValueError, match=r"workload.cache_format: .*fp17"):
         Workload(cache_format="fp17")
+
+
+def test_an_axis_that_is_as_long_as_the_sequence_is_refused() -> None:
+    """Heads that number as many as the tokens: either might be meant."""
+
+    class Square(Grouped):
+        def forward(self, ids: Tensor) -> Tensor:
+            q = self.q(self.embedding(ids)).view(*ids.shape, 4, 4).transpose(1, 2)
+            return (q * 2).sum(dim=(1, 3))
+
+    torch.manual_seed(0)
+    network = trace(Square().eval(), torch.randint(20, (2, 4)))
+    with pytest.raises(ValueError, match=r"traced on 4 tokens, and another axis .* give an example input of another"):
+        at_workload(network, Workload(tokens=1))

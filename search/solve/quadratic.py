@@ -64,6 +64,10 @@ def solve_quadratic(
     """
     if problem.interactions is None:
         return solve(problem, limits, minimise, max_score)
+    if max(problem.sizes, default=1) == 1:  # nothing to choose
+        only = problem.solution((0,) * len(problem.sizes), True)
+        is_within = all(only.costs[name] <= limit for name, limit in limits.items())
+        return only if is_within and (max_score is None or only.score <= max_score) else None
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     rng = np.random.default_rng(seed)
     pause = deadline if not rounds or seconds is None else deadline - (1 - SEARCHING) * seconds
