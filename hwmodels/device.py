@@ -7,13 +7,14 @@ is read.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hwmodels.capability import Capability, find_capability
+from hwmodels.capability import ANY, Capability, find_capability
 from hwmodels.cost import TIERS, Tier
 from hwmodels.device_file import FOLDER, closest, list_devices, listed, read_yaml
 from hwmodels.device_parts import STRICT, Anchor, Calibration, MemoryLevel, OperationEnergy, Peak, Tile
@@ -166,6 +167,23 @@ class Device:
         return all(quantity.is_known for quantity in rates)
 
     @property
+    def calibrated_kinds(self) -> tuple[str, ...]:
+        """Kinds of layer that no kernel of their own runs on a path of the datasheet."""
+        own = [one for one in self.capabilities if one.support in ("native", "storage") and one.kinds != ANY]
+        tiers: dict[str, set[Tier]] = defaultdict(set)
+        for capability in own:
+            for kind in capability.kinds:
+                tiers[kind].add(self.calibration[capability.path].tier)
+        return tuple(kind for kind, found in tiers.items() if "datasheet" not in found)
+
+    @property
+    def standing(self) -> str:
+        """Its tier in words, for tables: `calibrated in part` where only some kinds of layer are."""
+        if not self.knows_time:
+            return "not known"
+        return "calibrated in part" if self.tier == "datasheet" and self.calibrated_kinds else self.tier
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a user must know before believing its numbers."""
         if not self.knows_time:
@@ -178,8 +196,11 @@ class Device:
                 "hardly better than chance. Calibrate it with `bitplan profile --fit` on the device, or judge by bytes"
             )
         elif guessed:
-            found.append(f"{self.id} is calibrated, but for {listed(guessed)}, which stand on the datasheet")
-        if not self.launch.is_known and not guessed:
+            kinds = ", ".join(self.calibrated_kinds) or "some paths"
+            found.append(
+                f"{self.id}: only {kinds} layers are calibrated; the others, and what is between layers, are not"
+            )
+        if not self.launch.is_known and len(guessed) < len(self.calibration):
             found.append(f"{self.id}: what starting a network takes is not known, and left out")
         return tuple(found)
 

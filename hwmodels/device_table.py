@@ -28,7 +28,7 @@ def device_table() -> str:
         cells = (
             f"`{device.id}`",
             device.name,
-            device.tier,
+            device.standing,
             _latencies(device),
             _places(device.shaky),
             _places(unknown),

@@ -153,12 +153,14 @@ class Roofline(CostModel):
         numbers[:, LATENCY], numbers[:, ENERGY] = layer.calls * seconds, layer.calls * joules
         bounds = np.argmax([terms.compute_s, terms.memory_s, terms.overhead_s], axis=0)
         calibration = self.device.calibration
+        is_known = not np.isnan(seconds).any()  # without a peak or bandwidth neither is what binds
         known = [
-            [(way.compute, bound, way.path, calibration[way.path].tier, way.support) for bound in BOUNDS]
+            [
+                (way.compute, bound * is_known, way.path, calibration[way.path].tier * is_known, way.support)
+                for bound in BOUNDS
+            ]
             for way in runs.ways
         ]
-        if np.isnan(seconds).any():  # a peak or bandwidth is not known, and so neither is what binds
-            known = [[(way.compute, "", way.path, "", way.support)] * len(BOUNDS) for way in runs.ways]
         described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
         return LayerCosts(runs.precisions, numbers, described)
 

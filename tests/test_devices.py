@@ -14,7 +14,7 @@ from hwmodels import Capability, Layer, Network, Precision, Roofline, Tensor, Wo
 from hwmodels.capability import LAYER_KINDS
 from hwmodels.device import FOLDER
 from hwmodels.device_table import BEGIN, END, README, device_table, refresh
-from hwmodels.quantity import Confidence, Unit
+from hwmodels.quantity import Confidence, Unit, quantities
 
 GPUS = ("t4", "l4", "rtx_4090", "h200_sxm", "b300_sxm", "mi300x", "jetson_agx_orin")
 CPUS = ("sapphire_rapids", "zen4", "neoverse_v1", "cortex_a76")
@@ -222,6 +222,17 @@ def test_wrong_files_are_refused_naming_the_key(tmp_path: Path, name: str, old: 
     assert "wrong.yaml" in str(error.value)
 
 
+def test_peaks_are_held_against_a_clock_of_its_own_source_where_the_readme_says_so() -> None:
+    def is_checked(name: str) -> bool:
+        device = load_device(name)
+        known = [one for one in device.compute.values() if one.macs_per_cycle is not None and device.clock.is_known]
+        numbers = [(one.clock or device.clock, *quantities(one.peak)) for one in known]
+        return any("derived" not in {number.confidence for number in both} for both in numbers)
+
+    found = {name for name in list_devices() if is_checked(name) and not name.startswith("zen")}
+    assert found == {"a100_sxm_80gb", "l40s", "l4", "t4", "rtx_4090", "mi300x", "rk3588"}
+
+
 def test_peaks_stand_in_the_published_ratios() -> None:
     narrow = {"t4": 2, "l4": 2, "rtx_4090": 4, "h200_sxm": 2, "b300_sxm": 153.5 / 2250, "mi300x": 2}
     narrow["jetson_agx_orin"] = 2  # GeForce accumulates 16-bit products in fp32 at half the rate, hence 4
@@ -309,7 +320,7 @@ def test_convolutions_below_eight_bits_save_no_time_on_gpus_and_cpus(name: str) 
         assert four == eight
         assert capability(name, "conv2d", narrow).support == "storage"
     sixteen, weights = seconds(name, conv(64, 28), "float", "int4-g128")
-    assert weights == sixteen
+    assert weights >= sixteen  # more where weights are dequantized at every run
 
 
 def test_integers_on_blackwell_ultra_are_slow() -> None:

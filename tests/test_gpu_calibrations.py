@@ -20,6 +20,8 @@ from hwmodels.calibrate import Errors
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(os.environ.get("BITPLAN_REFERENCE_DATA", ROOT.parent / "shared" / "data")) / "gemm"
 TABLES = {"a100_sxm_80gb": "a100_sxm", "h100_sxm": "h100_sxm", "b200_sxm": "b200_sxm", "l40s": "l40s"}
+ASSUMED = {"bf16": "bf16_gemm", "int8_conv": "sq"}
+"""Paths that nothing was timed of, and those of matrix products that they are assumed to be like."""
 FORMATS = {"bfloat16": "float", "sq": "int8/int8", "int8_wo": "int8", "int4_wo": "int4"} | {
     "fp8": "fp8_e4m3/fp8_e4m3",
     "fp8_block": "fp8_e4m3-g128/fp8_e4m3-g128",
@@ -64,16 +66,36 @@ def seconds_of(device: str, precision: str, m: int, n: int, k: int) -> float:
 
 
 @pytest.mark.parametrize("device", TABLES)
-def test_they_are_calibrated_in_every_path(device: str) -> None:
+def test_matrix_products_are_calibrated_and_nothing_else(device: str) -> None:
     found = load_device(device)
-    assert found.tier == "calibrated"
-    assert not found.warnings
-    for name, path in found.calibration.items():
+    paths = {name: path for name, path in found.calibration.items() if name not in ASSUMED}
+    for name, path in paths.items():
+        assert path.tier == "calibrated"
         assert path.samples == 6000, name
         assert path.holdout_error is not None
         assert path.holdout_error.number < 0.12
         assert 0.05 < path.sigma.number < 0.25
-    assert len({path.data for path in found.calibration.values()}) == 1
+    assert len({path.data for path in paths.values()}) == 1
+    for one in found.capabilities:
+        assert (found.calibration[one.path].tier == "calibrated") == (one.kinds == ("linear",))
+    assert found.calibration[found.float_compute].tier == found.tier == "datasheet"
+    assert found.warnings
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_the_rest_is_assumed_to_be_like_matrix_products(device: str) -> None:
+    calibration = load_device(device).calibration
+    for name, like in ASSUMED.items():
+        if like not in calibration:
+            continue
+        assumed, fitted = calibration[name], calibration[like]
+        assert (assumed.tier, assumed.sigma.number, assumed.data, assumed.samples) == ("datasheet", 0.7, "", 0)
+        for key in ("overhead", "compute", "memory", "sharpness", "step"):
+            quantity = getattr(assumed, key)
+            assert quantity.confidence == "assumed"
+            assert "not timed" in quantity.source
+            assert quantity.number == pytest.approx(getattr(fitted, key).number, rel=0.01), key
+        assert assumed.splits_sums == fitted.splits_sums
 
 
 @pytest.mark.parametrize(
@@ -84,12 +106,12 @@ def test_they_are_calibrated_in_every_path(device: str) -> None:
         ("a100_sxm_80gb", "int4/int4", "storage", "sq"),
         ("a100_sxm_80gb", "int4-g128", "storage", "int4_wo"),
         ("a100_sxm_80gb", "int8", "storage", "int8_wo"),
-        ("a100_sxm_80gb", "fp8_e4m3/fp8_e4m3", "fallback", "bf16"),
-        ("h100_sxm", "int4/int4", "fallback", "bf16"),
+        ("a100_sxm_80gb", "fp8_e4m3/fp8_e4m3", "fallback", "bf16_gemm"),
+        ("h100_sxm", "int4/int4", "fallback", "bf16_gemm"),
         ("h100_sxm", "fp8_e4m3/fp8_e4m3", "native", "fp8"),
-        ("h100_sxm", "nvfp4/nvfp4", "fallback", "bf16"),
+        ("h100_sxm", "nvfp4/nvfp4", "fallback", "bf16_gemm"),
         ("b200_sxm", "nvfp4/nvfp4", "native", "nvfp4"),
-        ("b200_sxm", "int4/int4", "fallback", "bf16"),
+        ("b200_sxm", "int4/int4", "fallback", "bf16_gemm"),
         ("l40s", "int8/int8", "native", "sq"),
         ("l40s", "fp8_e4m3-g128/fp8_e4m3-g128", "native", "fp8_block"),
     ],
@@ -97,6 +119,16 @@ def test_they_are_calibrated_in_every_path(device: str) -> None:
 def test_what_runs_how(device: str, precision: str, support: str, path: str) -> None:
     run = load_device(device).capability("linear", Precision.parse(precision))
     assert (run.support, run.path) == (support, path)
+
+
+def test_convolutions_run_on_assumed_paths() -> None:
+    for device in TABLES:
+        found = load_device(device)
+        eight = found.capability("conv2d", Precision.parse("int8/int8"))
+        assert (eight.support, eight.path) == (
+            ("native", "int8_conv") if "int8_conv" in found.calibration else ("fallback", "bf16")
+        )
+        assert found.capability("conv2d", Precision.parse("float")).path == "bf16"
 
 
 def test_devices_without_int4_tensor_cores_say_so() -> None:

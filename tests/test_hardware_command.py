@@ -149,7 +149,7 @@ def test_policies_are_held_against_float(network: Network, zen5: Device) -> None
         assert row.interval == latency_interval(row.report)
     assert int4.faster == int8.faster  # what is stored in fewer bits is computed the same
     assert probability(int8, int4) == 0.5
-    assert dynamic.faster == 0.0  # floats, and conversions besides: both err alike
+    assert dynamic.faster < 0.05  # floats on another path, and conversions besides
     assert sum(bound_shares(int8.report).values()) == pytest.approx(1)
 
 

@@ -121,13 +121,29 @@ def test_device_files_say_what_they_rest_on(name: str) -> None:
     device = load_device(name)
     assert device.tier == "calibrated"
     assert not device.warnings
-    assert not [place for place in device.shaky if not place.startswith("energy")]
+    assumed = {place.split(".")[-1] for place in device.shaky if not place.startswith("energy")}
+    assert assumed <= {"sharpness", "capacity"}
     for path in device.calibration.values():
         assert path.samples >= 7
         assert path.holdout_error is not None
         assert 0 < path.holdout_error.number < 0.25
         assert path.sigma.number >= 0.15
     assert {anchor.network for anchor in device.anchors} >= {"mobilenet_v3_large", "resnet50", "resnet101"}
+
+
+def test_networks_larger_than_any_fitted_are_priced_by_the_main_memory(study: SimpleNamespace) -> None:
+    largest = study.networks.load("unet_segmentation")
+    values = max(
+        sum(largest.tensors[tensor].values for tensor in (*operation.reads, *operation.writes))
+        for operation in largest.operations
+    )
+    size = 2 * (largest.weight_count + largest.other_parameters + values)
+    assert 0.99 * study.chips.FITTED_BYTES < size <= study.chips.FITTED_BYTES
+    for name, bandwidth in (("hexagon_8gen3", 76.8e9), ("hexagon_8elite", 84.8e9)):
+        device = load_device(name)
+        assert [device.level(bytes_, 1).name for bytes_ in (size, 1e9)] == ["effective", "lpddr"]
+        assert device.memory[-1].bandwidth.number == bandwidth  # type: ignore[union-attr]
+    assert [level.name for level in load_device("hexagon_qcs6490").memory] == ["effective"], "LPDDR's was not found"
 
 
 def test_what_the_npu_has_no_kernel_for_is_refused_or_falls_back() -> None:

@@ -73,7 +73,7 @@ def print_listing(listing: Listing, console: Console) -> None:
         table.add_row(
             Text(device.id, style="bold", no_wrap=True),
             device.kind,
-            tier_text(device.tier) if device.knows_time else NONE,
+            tier_text(device.standing) if device.knows_time else NONE,
             *[device.energy.tier if device.energy.memory.is_known else NONE] * is_wide,
             *(NONE if peak is None else best(peak) for peak in peaks),
             best(device.memory[-1].bandwidth),
@@ -114,7 +114,7 @@ def print_device(device: Device, console: Console) -> None:
     console.print(device.description, highlight=False, markup=False)
     for key in ("kind", "vendor", "runtime"):
         console.print(f"{key}: {getattr(device, key)}", highlight=False, markup=False)
-    console.print(f"latency: {device.tier if device.knows_time else 'not known'}; energy: {device.energy.tier}")
+    console.print(f"latency: {device.standing}; energy: {device.energy.tier}")
     print_warnings(device.warnings, console)
     is_wide = console.width >= WIDE
     console.print(_capabilities(device, is_wide))

@@ -42,8 +42,8 @@ class Recipe:
 
 
 PATHS: dict[str, Recipe] = {
-    "bfloat16": Recipe("bf16", 16, 16, path="bf16"),
-    "float16": Recipe("fp16", 16, 16, path="fp16"),
+    "bfloat16": Recipe("bf16", 16, 16, path="bf16_gemm"),
+    "float16": Recipe("fp16", 16, 16, path="fp16_gemm"),
     "sq": Recipe("int8", 8, 8, path="sq"),
     "int8_wo": Recipe("bf16", 8, 16, path="int8_wo"),
     "int4_wo": Recipe("bf16", 4, 16, path="int4_wo"),
@@ -53,7 +53,9 @@ PATHS: dict[str, Recipe] = {
     "fp8_block": Recipe("fp8", 8 + 32 / 128**2, 8 + 32 / 128, 16 + 8 + 32 / 128, path="fp8_block"),
     "nvfp4": Recipe("fp4", 4.5, 4.5, 16 + 4.5, path="nvfp4"),  # e4m3 scales of blocks of 16
 }
-"""Formats of the tables. fp8, fp8_block and nvfp4 are timed with the pass that quantizes their float input."""
+"""Formats of the tables. fp8, fp8_block and nvfp4 are timed with the pass that quantizes their float input.
+
+The path of a device's float type prices convolutions and what stands between layers; matrix products have another."""
 OUTPUT_BITS = 16
 
 

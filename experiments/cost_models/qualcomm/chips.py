@@ -22,6 +22,8 @@ PATHS = {"w8a8": "matrix_int8", "w8a16": "matrix_int16", "float": "matrix_fp16"}
 """AI Hub's precision to the path of the device files."""
 
 COMPUTE = {"w8a8": "int8", "w8a16": "int16", "float": "fp16"}
+FITTED_BYTES = 482e6
+"""What the largest network of the fit takes in 16 bits, weights and the tensors of one operation: U-Net."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Chip:
         id: Name of the file.
         key: AI Hub chip, as in `timings.CHIPS`.
         name: What people call it.
-        memory: What is known of its main memory, in words.
+        lpddr: Bandwidth of its main memory in bytes per second and how it was derived; None where it was not found.
         has_float: Whether its NPU runs fp16.
     """
 
     id: str
     key: str
     name: str
-    memory: str
+    lpddr: tuple[float, str] | None
     has_float: bool = True
 
 
@@ -48,15 +50,15 @@ SHIPPED = {
     for chip in (
         Chip(
             *("hexagon_8gen3", "8 Gen 3", "Qualcomm Snapdragon 8 Gen 3, Hexagon NPU"),
-            "LPDDR5X of 76.8 GB/s (derived: 64 bits at 4800 MHz, two transfers a cycle)",
+            (76.8e9, "LPDDR5X: 64 bits at 4800 MHz, two transfers a cycle"),
         ),
         Chip(
             *("hexagon_8elite", "8 Elite", "Qualcomm Snapdragon 8 Elite, Hexagon NPU"),
-            "LPDDR5X of 84.8 GB/s (derived: 64 bits at 5300 MHz, two transfers a cycle)",
+            (84.8e9, "LPDDR5X: 64 bits at 5300 MHz, two transfers a cycle"),
         ),
         Chip(
             *("hexagon_qcs6490", "QCS6490", "Qualcomm QCS6490, Hexagon NPU"),
-            "memory whose bandwidth was not found",
+            None,
             has_float=False,
         ),
     )
@@ -120,16 +122,16 @@ def render(chip: Chip, rates: Rates, resting: Mapping[str, Evidence], digest: st
         "NAME": chip.name,
         "BETWEEN": between,
         "LAUNCH": _leaf(rates.launch_s, "s", fitted).strip(),
-        "BANDWIDTH": _leaf(
-            fastest, "byte/s", f"fitted: beyond its {chip.memory}, since activations stay in the NPU's own memory"
-        ).strip(),
+        "BEYOND": _BEYOND if chip.lpddr else _NOTHING_BEYOND,
+        "BANDWIDTH": _leaf(fastest, "byte/s", "fitted; activations stay in the NPU's own memory").strip(),
+        "MAIN": _main_memory(*chip.lpddr) if chip.lpddr else "",
         "COMPUTE": compute.rstrip(),
         "CALIBRATION": "".join(calibration).rstrip(),
         "FLOATS": _FLOATS if chip.has_float else _NO_FLOATS,
         "ANCHORS": _anchors(anchors[anchors.chip == chip.key]),
     }
     for key, value in values.items():
-        filled = filled.replace(f"@{key}@", value)
+        filled = filled.replace(f"@{key}@{'' if value else chr(10)}", value)
     return filled
 
 
@@ -160,14 +162,21 @@ def _path(name: str, overhead_s: float, share: float, resting: Evidence, digest:
     fitted = f"fitted, see experiments/cost_models/qualcomm; {SOURCE}"
     leaves = {
         "overhead": _leaf(overhead_s, "s", fitted),
-        "compute": _leaf(1.0, "1", "1: the peak is itself a rate that was reached"),
+        "compute": _leaf(1.0, "1", "1: the peak is itself a rate that was reached", "derived"),
         "memory": _leaf(share, "1", fitted),
-        "sharpness": _leaf(1.0, "1", "1: times add up, so that whole networks can be fitted"),
+        "sharpness": _leaf(1.0, "1", "assumed: times add up, so that whole networks can be fitted", "assumed"),
         "sigma": _leaf(resting.sigma, "1", "root mean square of log errors, networks left out one by one"),
         "holdout_error": _leaf(resting.holdout_error, "1", "median relative error, networks left out one by one"),
     }
     lines = [f"  {name}:\n", "    tier: calibrated\n", f'    data: "{digest}"\n', f"    samples: {resting.samples}\n"]
     return "".join([*lines, *(f"    {key}: {leaf}" for key, leaf in leaves.items())])
+
+
+def _main_memory(bandwidth: float, source: str) -> str:
+    """The rest of the memory levels: where the effective one ends, and the main memory."""
+    capacity = _leaf(FITTED_BYTES, "byte", "assumed: the largest network that was fitted", "assumed").strip()
+    rate = _leaf(bandwidth, "byte/s", source, "derived").strip()
+    return f"    capacity: {capacity}\n  - name: lpddr\n    bandwidth: {rate}"
 
 
 def _anchors(rows: pd.DataFrame) -> str:
@@ -179,6 +188,14 @@ def _anchors(rows: pd.DataFrame) -> str:
         lines.append(f"  - {{network: {row.model}, precision: {PRECISIONS[row.precision]}, latency: {latency}}}")
     return "\n".join(lines)
 
+
+_BEYOND = """\
+# larger networks are priced by the main memory, of which layers get the share that they have of the effective one: slow
+# rather than fast, and not held against anything. Integers travel as integers between the layers as well."""
+
+_NOTHING_BEYOND = """\
+# the main memory's was not found, so larger networks are priced by it as well, too fast. Integers travel as integers
+# between the layers as well."""
 
 _FLOATS = """\
   - kinds: [embedding]
