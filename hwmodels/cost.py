@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -40,7 +41,11 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "tokens", "context"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name in ("tokens", "context"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"workload.{name} must be a whole number of at least 1, got {value!r}")
+            if value < 1:
                 raise ValueError(f"workload.{name} must be at least 1, got {value}")
         try:
             Format.parse(self.cache_format)

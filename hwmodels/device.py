@@ -289,7 +289,10 @@ def parse_device(content: Any, path: Path) -> Device:
     try:
         device: Device = _adapter().validate_python(content)
     except pydantic.ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'device'}: {item['msg']}" for item in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'device'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        )
         raise ValueError(f"{path} is not a valid device: {problems}") from error
     return device
 

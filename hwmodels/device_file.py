@@ -33,6 +33,11 @@ def read_yaml(path: Path) -> Any:
             for key_node, _ in node.value:
                 if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *name`: what it brings may be overridden
                     continue
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise ValueError(
+                        f"{path}: line {key_node.start_mark.line + 1}: a key must be a word or a number, not a "
+                        f"{'list' if isinstance(key_node, yaml.SequenceNode) else 'mapping'}"
+                    )
                 key = self.construct_object(key_node, deep=True)
                 if key in seen:
                     raise ValueError(f"{path}: line {key_node.start_mark.line + 1}: key {key!r} occurs twice")
@@ -44,8 +49,12 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except OSError as error:
         raise ValueError(f"cannot read device file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid YAML: it is no text in UTF-8") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{path} is not valid YAML: {where}{getattr(error, 'problem', None) or error}") from error
 
 
 def listed(names: Iterable[object]) -> str:

@@ -15,7 +15,16 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from search.config import ExportSettings, TrackingSettings, config_dir, explain, make_job, plain, register
+from search.config import (
+    ExportSettings,
+    TrackingSettings,
+    config_dir,
+    explain,
+    make_job,
+    plain,
+    register,
+    with_device_files,
+)
 from search.errors import BitplanError, ConfigError
 from search.job import settings
 from search.rundir import RunDirectory
@@ -40,7 +49,7 @@ def search_command(overrides: Sequence[str]) -> None:
             return None
 
     register()
-    sys.argv = ["bitplan search", *overrides]
+    sys.argv = ["bitplan search", *with_device_files(overrides)]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and the message is ours
     try:

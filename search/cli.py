@@ -269,8 +269,8 @@ def compare_hardware_command(arguments: argparse.Namespace, console: Console) ->
     from search.errors import ConfigError
     from search.hardware.compare import PRECISIONS, compare, uniform_policies, write_comparison
     from search.hardware.tables import print_comparison
-    from search.plan import Plan
     from search.hardware.targets import cost_model, network_of, read_task, workload_for
+    from search.plan import Plan
 
     models = [cost_model(name) for name in dict.fromkeys(arguments.names)]
     names = [model.name for model in models]

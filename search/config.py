@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 from hwmodels import CostModel, Roofline, Workload, list_devices
 from search.budget import Budget
-from search.errors import BitplanError, ConfigError, closest
+from search.errors import BitplanError, ConfigError, closest, one_line
 from search.job import Job, RecoverSettings, SpaceSettings, settings
 from search.quality.racing import Racing
 from search.quantize.settings import QuantizerSettings
 from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
+
+WORDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+"""What messages call the types that OmegaConf names in its own."""
 
 
 def config_dir() -> Path:
@@ -127,19 +131,37 @@ def build(node: Any, kind: type, key: str) -> Any:
     try:
         built = instantiate(node, _convert_="all")
     except HydraException as error:
-        cause = error.__cause__ or error
-        while cause.__cause__ and not isinstance(cause, BitplanError):
+        unlocated = re.match(r"Error locating target '([^']*)'", str(error))
+        cause: BaseException = error
+        while isinstance(cause, HydraException) and cause.__cause__:  # it wraps what a target raises, once per level
             cause = cause.__cause__
         if isinstance(cause, BitplanError):
             raise cause from error
-        if isinstance(cause, (TypeError, ValueError, ImportError, AttributeError)):
-            raise ConfigError(f"{key}: {node.get('_target_')} cannot be built: {cause}") from error
+        if unlocated:
+            raise ConfigError(f"{key}: {_unlocated(unlocated[1], cause)}") from error
+        if isinstance(cause, (ValueError, OSError)):
+            raise ConfigError(f"{key}: {one_line(cause)}") from error
+        if isinstance(cause, (TypeError, ImportError, AttributeError)):
+            raise ConfigError(f"{key}: {node.get('_target_')} cannot be built: {one_line(cause)}") from error
         raise
     if not isinstance(built, kind):
         raise ConfigError(
             f"{key}._target_={node.get('_target_')} made a {type(built).__name__}; it must be a {kind.__name__}"
         )
     return built
+
+
+def _unlocated(target: str, error: BaseException) -> str:
+    """Says why a target was not found: the part of its name that is not there, or what its module failed with."""
+    cause = error.__cause__ or error
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) and cause.name else ""
+    if not missing or not f"{target}.".startswith(f"{missing}."):
+        return f"{target} cannot be imported: {one_line(cause)}"
+    parent, _, name = missing.rpartition(".")
+    if not parent:
+        return f"{target} cannot be found: there is no module {name}"
+    known = [other for other in dir(sys.modules[parent]) if not other.startswith("_")]
+    return f"{target} cannot be found: {parent} has no {name}{closest(name, known) or '; it has ' + ', '.join(known)}"
 
 
 def named_strategy(name: str, given: Mapping[str, Any]) -> Strategy:
@@ -243,7 +265,23 @@ def compose(overrides: Sequence[str] = ()) -> Any:
 
     register()
     with hydra.initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose("config", with_device_files(overrides))
+
+
+def with_device_files(overrides: Sequence[str]) -> list[str]:
+    """Writes `hardware=PATH.yaml` as the roofline of that device file; of several, for a sweep, some may be names."""
+    spelt: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        devices = value.split(",")
+        is_file = [device.endswith((".yaml", ".yml")) for device in devices]
+        known = [file or device in list_devices() for file, device in zip(is_file, devices, strict=True)]
+        if key == "hardware" and any(is_file) and all(known):
+            quoted = ("'" + device.replace("'", r"\'") + "'" for device in devices)  # paths may hold any character
+            spelt += ["hardware=roofline", f"hardware.device={','.join(quoted)}"]
+        else:
+            spelt.append(override)
+    return spelt
 
 
 def explain(error: Exception) -> str:
@@ -263,6 +301,15 @@ def explain(error: Exception) -> str:
         siblings = [name for name in known if name.rpartition(".")[0] == parent]
         allowed = f"; allowed: {', '.join(siblings)}" if siblings else ""
         return f"{key} is no setting{closest(key, known)}{allowed}"
+    empty = re.search(r"field '([^']+)' is not Optional", text)
+    if empty:
+        return f"{empty[1]}=null must have a value"
+    value = re.search(
+        r"Value '(.*?)' (?:of type '\w+' could not be converted to|is not a valid) (Integer|Float|bool)\b", text
+    )
+    place = re.search(r"full_key: (\S+)", text)
+    if value and place:
+        return f"{place[1]}={value[1]} must be {WORDS[value[2]]}"
     option = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\n\t[^\n]+)+)", text)
     if option:
         options = option[3].split()

@@ -26,6 +26,13 @@ class UnsupportedError(BitplanError):
     """Something a backend, a device or a model cannot do."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; a file that cannot be used is named with the reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the known name nearest to `name`, or nothing where none is near."""
     by_case = {candidate.lower(): candidate for candidate in known}

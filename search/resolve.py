@@ -31,11 +31,11 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
     """Reads what is asked: budget, device and workload, and the whole configuration with them put in.
 
     Args:
-        run: Its own device and workload hold where none is named.
+        run: Its own budget, device and workload hold where none is named.
         overrides: Hydra overrides of `GROUPS`.
 
     Raises:
-        ConfigError: If something else is overridden, or no budget is named.
+        ConfigError: If something else is overridden, or neither the run nor the question has a budget.
     """
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -43,13 +43,11 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
 
     for override in overrides:
         group = override.partition("=")[0].split(".")[0]
-        if group not in GROUPS or "=" not in override:
+        if group not in GROUPS or "=" not in override or override.startswith("workload="):
             raise ConfigError(
                 f"{override!r}: a finished run can be asked for another budget.KEY=VALUE, hardware=NAME or "
                 "workload.KEY=VALUE; everything else needs a new search"
             )
-    if not any(override.startswith("budget") for override in overrides):
-        raise ConfigError("name the budget to answer, such as budget.size_ratio=0.1")
     held = run.info()["config"]
     if isinstance(held["hardware"], str) and not any(override.startswith("hardware") for override in overrides):
         overrides = [f"hardware={held['hardware']}", *overrides]  # a run made from Python names its device only
@@ -59,16 +57,19 @@ def question(run: RunDirectory, overrides: Sequence[str]) -> tuple[Budget, CostM
         raise ConfigError(explain(error)) from error
     asked = {override.partition("=")[0].split(".")[0] for override in overrides}
     merged = OmegaConf.create(dict(held))
-    for group in GROUPS:
-        if group in asked:
-            merged[group] = getattr(composed, group)
-    if "workload" in asked:
-        given = [override for override in overrides if override.startswith("workload.")]
-        merged["workload"] = OmegaConf.merge(held["workload"], OmegaConf.from_dotlist(given).workload)
+    for group in asked - {"workload"}:
+        merged[group] = composed[group]
+    if "workload" in asked:  # one key at a time, so that the run's other ones hold
+        paths = [override.partition("=")[0] for override in overrides if override.startswith("workload.")]
+        given = {path.removeprefix("workload."): OmegaConf.select(composed, path) for path in paths}
+        merged["workload"] = held["workload"] | given
     budget: dict[str, Any] = OmegaConf.to_container(merged.budget, resolve=True)  # type: ignore[assignment]
     workload: dict[str, Any] = OmegaConf.to_container(merged.workload, resolve=True)  # type: ignore[assignment]
+    wanted = settings(Budget, budget, "budget")
+    if not wanted.given():
+        raise ConfigError("name the budget to answer, such as budget.size_ratio=0.1; the run had none")
     return (
-        settings(Budget, budget, "budget"),
+        wanted,
         build(merged.hardware, CostModel, "hardware"),
         settings(Workload, workload, "workload"),
         merged,

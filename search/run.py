@@ -59,6 +59,7 @@ def search(
     Raises:
         BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
     """
+    job.strategy.check_sources()
     run, started = RunDirectory(job.run_dir), time.time()
     run.claim()
     try:

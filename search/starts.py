@@ -14,11 +14,10 @@ from search.pareto import front as non_dominated
 from search.plan import Plan
 from search.policy import Policy
 from search.rundir import RunDirectory
-from search.strategies.base import Strategy
+from search.strategies.base import SOLVER, Strategy
 from search.strategies.forecaster import forecasters
 from search.strategies.projection import Projection
 
-SOLVER = "solver"
 MOST = 8  # starting policies: what is measured first should leave evaluations to the strategy
 ALONG = 5  # points of the front that the solver gives where the front is what is looked for
 
@@ -34,6 +33,7 @@ def starting_policies(strategy: Strategy, objective: Objective, seed: int = 0) -
     Raises:
         ConfigError: If there is no run and no plan at the given path, or none of its policies lies in the space.
     """
+    strategy.check_sources()
     source = strategy.start_from
     if source is None:
         return []
@@ -64,8 +64,6 @@ def solver_points(objective: Objective, costs: Sequence[str] = (), seed: int = 0
 
 def _recorded(path: Path) -> list[Policy]:
     """The policies of a plan, or of a run: its winner, then its front by rising drop."""
-    if not path.exists():
-        raise ConfigError(f"strategy.start_from={path} does not exist; give solver, a run directory or a plan.json")
     if path.is_file():
         return [Plan.load(path).policy]
     try:

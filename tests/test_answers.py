@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from search.cli import main
 from search.config import named_strategy
 from search.errors import DataError, InfeasibleError
 from search.plan import Plan
+from search.resolve import question
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import TABLE
 from search.strategies.base import Strategy
@@ -148,11 +150,40 @@ def test_measuring_writes_a_plan_beside_what_was_known(searched: Path, capsys: p
     np.testing.assert_equal(plan.selection.drop, min(trial.drop for trial in run.trials()))
 
 
+def answered(run: Path, folder: Path, *overrides: str) -> dict[str, Any]:
+    assert main(["resolve", str(run), *overrides, "--out", str(folder)]) == 0
+    return json.loads((folder / "resolved.json").read_text())
+
+
+def test_another_workload_is_priced_with_the_runs_other_settings(searched: Path, tmp_path: Path) -> None:
+    one = answered(searched, tmp_path / "one", "budget.size_ratio=0.3")
+    four = answered(searched, tmp_path / "four", "workload.batch=4", "budget.size_ratio=0.3")
+    seconds = {answer["digest"]: answer["costs"]["latency_s"] for answer in one["answers"]}
+    shared = [answer for answer in four["answers"] if answer["digest"] in seconds]
+    assert shared
+    assert all(answer["costs"]["latency_s"] > seconds[answer["digest"]] for answer in shared)
+    held = RunDirectory(searched).info()["config"]["workload"]
+    _, _, workload, configuration = question(RunDirectory(searched), ["workload.batch=4"])
+    assert workload == Workload(**held | {"batch": 4})
+    assert configuration.workload == held | {"batch": 4}
+
+
+def test_without_a_budget_the_runs_own_holds(searched: Path, tmp_path: Path) -> None:
+    """On another device, here one of a file."""
+    other = Path(__file__).parent / "devices" / "toy.yaml"
+    found = answered(searched, tmp_path, f"hardware={other}")
+    assert found["hardware"] == "toy"
+    assert found["budget"] == {"size_ratio": 0.14}
+    assert found["answers"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["task=text", "budget.size_ratio=0.1"], "everything else needs a new search"),
-        (["hardware=storage"], "name the budget to answer"),
+        (["workload={batch:4}"], "workload.KEY=VALUE"),
+        (["workload.batch=abc"], "workload.batch=abc must be a whole number"),
+        (["hardware=storage", "budget.size_ratio=null"], "name the budget to answer"),
         (["budget.size_ratios=0.1"], "size_ratios"),
         (["budget.size_ratio=0.1", "--measure", "0"], "--measure 0 must be at least 1"),
         (["budget.size_ratio=0.1", "hardware=zen55"], "hardware=zen55 is unknown"),

@@ -17,7 +17,7 @@ from search.errors import ConfigError
 from search.objective import Objective
 from search.space import SearchSpace
 from search.strategies.asked import Asked, Point
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.baselines import uniform_points
 from search.strategies.bounds import Bounds
 from search.strategies.neighbourhood import stacked
@@ -48,6 +48,7 @@ class Evolution(Strategy):
 
     name = "evolution"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,

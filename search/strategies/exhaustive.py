@@ -11,7 +11,7 @@ from search.objective import Objective
 from search.pricing import Pricing
 from search.space import SearchSpace
 from search.strategies.asked import Asked
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.bounds import Bounds
 
 LARGEST = 10_000
@@ -29,6 +29,7 @@ class Exhaustive(Strategy):
 
     name = "exhaustive"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = LARGEST,

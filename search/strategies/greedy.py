@@ -24,7 +24,7 @@ from search.sensitivity.choices import starts_of
 from search.sensitivity.table import SensitivityTable
 from search.space import SearchSpace
 from search.strategies.asked import Asked
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.bounds import Bounds
 from search.strategies.neighbourhood import stacked
 from search.strategies.projection import Projection
@@ -56,6 +56,7 @@ class Greedy(Strategy):
 
     name = "greedy"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 40,

@@ -7,7 +7,7 @@ import numpy as np
 from search.errors import ConfigError
 from search.objective import Objective
 from search.space import SearchSpace
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.forecaster import Forecaster, forecasters
 from search.strategies.neighbourhood import neighbours, stacked, within
 from search.strategies.surrogate import Surrogate, chance_below, expected_improvement
@@ -33,6 +33,7 @@ class Solver(Strategy):
 
     name = "solver"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 40,

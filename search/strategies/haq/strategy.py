@@ -7,7 +7,7 @@ import numpy as np
 from search.errors import ConfigError
 from search.objective import Objective
 from search.space import SearchSpace
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.haq.walk import Walk
 from search.strategies.haq.wall import ActionWall
 from search.strategies.penalty import penalised_loss
@@ -73,6 +73,7 @@ class Haq(Strategy):
 
     name = "haq"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 600,

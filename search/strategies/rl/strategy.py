@@ -11,7 +11,7 @@ import numpy as np
 from search.errors import ConfigError, closest
 from search.objective import Objective
 from search.space import SearchSpace
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.trials import Trial
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Rl(Strategy):
 
     name = "rl"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -100,6 +101,14 @@ class Rl(Strategy):
         self.hidden = tuple(hidden)
         self.learning_rate = learning_rate
         self.trained: Agent | None = None
+
+    def check_sources(self) -> None:
+        super().check_sources()
+        if self.agent is not None and not Path(self.agent).exists():
+            raise ConfigError(
+                f"strategy.agent={self.agent} does not exist; give the directory of a finished run of strategy=rl, or "
+                "the folder that an agent was saved to"
+            )
 
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         self.trained = None

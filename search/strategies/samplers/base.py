@@ -12,7 +12,7 @@ import numpy as np
 from search.errors import ConfigError, closest
 from search.objective import Objective
 from search.space import SearchSpace
-from search.strategies.base import Strategy
+from search.strategies.base import Strategy, checks_types
 from search.strategies.samplers.dialogue import Dialogue
 from search.strategies.samplers.mirror import Mirror, check_storage, identity
 from search.strategies.samplers.parameters import TIES, Parameters, Tie
@@ -35,6 +35,7 @@ class OptunaSearch(Strategy):
     A subclass gives `name` and `make_sampler`.
     """
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -158,7 +159,7 @@ def several_refused(name: str, costs: Sequence[str]) -> ConfigError:
 
 
 def _checked(costs: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(costs, str):
+    if costs is not None and not isinstance(costs, (list, tuple)):
         raise ConfigError(f"strategy.costs={costs} must be a list, such as [{costs}]")
     for cost in costs or ():
         if cost not in COST_NAMES:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.errors import ConfigError
+from search.strategies.base import checks_types
 from search.strategies.samplers.base import OptunaSearch, check_several, several_refused
 from search.strategies.samplers.quietly import experiments_allowed
 
@@ -21,6 +22,7 @@ POPULATIONS = (8, 50)  # the least and the most individuals of such a population
 class _Modelled(OptunaSearch):
     """What samplers have in common that model what they were told: trials before there is a model."""
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -71,6 +73,7 @@ class Tpe(_Modelled):
 class _Genetic(OptunaSearch):
     """What both genetic algorithms have in common: a population that fits the evaluations."""
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -155,6 +158,7 @@ class CmaEs(OptunaSearch):
 
     name = "cmaes"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -199,6 +203,7 @@ class Qmc(OptunaSearch):
 
     name = "qmc"
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
@@ -241,6 +246,7 @@ class AnySampler(OptunaSearch):
     name = "optuna"
     __slots__ = ("_factory",)  # not among vars(), which a run records
 
+    @checks_types
     def __init__(
         self,
         evaluations: int = 100,
