@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.errors import BitplanError
+from search.hardware.commands import HARDWARE_HELP, add_hardware
+from search.profile_command import PROFILE_HELP
+from search.profile_command import add_arguments as add_profile
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from search.plan import Plan
-    from search.tasks.task import Task
 
 COMMANDS = ("search", "resolve", "export", "verify", "report", "sync", "hardware", "profile")
 DESCRIPTION = "Finds how many bits every layer of a network deserves, and writes the plan for real backends."
@@ -93,70 +94,9 @@ def parser() -> argparse.ArgumentParser:
     sync.add_argument("--uri", help="tracking URI; default: the run's own setting")
     sync.set_defaults(command=sync_command)
 
-    add_hardware(commands.add_parser("hardware", help="devices: list them, show one, compare several on a network"))
-
-    from search.profile_command import PROFILE_HELP, add_arguments
-
-    add_arguments(commands.add_parser("profile", help=PROFILE_HELP))
+    add_hardware(commands.add_parser("hardware", help=HARDWARE_HELP))
+    add_profile(commands.add_parser("profile", help=PROFILE_HELP))
     return top
-
-
-def add_hardware(hardware: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands of `hardware`; alone it lists."""
-    hardware.set_defaults(command=list_hardware_command)
-    actions = hardware.add_subparsers(metavar="ACTION")
-    actions.add_parser("list", help="the devices costs can be predicted for").set_defaults(
-        command=list_hardware_command
-    )
-
-    show = actions.add_parser("show", help="everything that is known of a device, and where it comes from")
-    show.add_argument("name", metavar="NAME", help="a name from the list, or a path to a device file")
-    show.set_defaults(command=show_hardware_command)
-
-    compare = actions.add_parser("compare", help="price a network on devices, precision by precision")
-    compare.add_argument("names", nargs="+", metavar="NAME", help="names from the list, or paths to device files")
-    compare.add_argument(
-        "--task", nargs="+", metavar=("TASK", "task.KEY=VALUE"), help="a task with its settings, as `search` takes it"
-    )
-    compare.add_argument("--plan", type=Path, help="a plan.json or run directory whose policy is priced as well")
-    compare.add_argument(
-        "--precision", nargs="+", metavar="W/I", help="precisions of all layers; default: float int8/uint8 int4/uint8"
-    )
-    compare.add_argument("--batch", type=int, metavar="N", help="samples at once; default: 1")
-    compare.add_argument(
-        "--threads", type=int, metavar="N", help="worker threads; default: as many as the device has figures for"
-    )
-    compare.add_argument(
-        "--tokens", type=int, metavar="N", help="tokens at once, of networks that read them; 1 generates"
-    )
-    compare.add_argument("--context", type=int, metavar="N", help="tokens that attention looks back on")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="folder for tables (CSV) and figures (PNG)")
-    compare.set_defaults(command=compare_hardware_command)
-
-
-def task_of(plan: Plan, overrides: Sequence[str]) -> Task:
-    """Builds the task a plan was made for, from the configuration it carries.
-
-    Raises:
-        ConfigError: If the plan was made from Python, or an override is not about the task.
-        DataError: If the task's model is not the plan's.
-    """
-    from omegaconf import OmegaConf
-
-    from search.config import build
-    from search.errors import ConfigError
-    from search.tasks.task import Task
-
-    node = plan.config.get("task")
-    if not node:
-        raise ConfigError("this plan was made from Python and names no task; use search.export and search.verify there")
-    for override in overrides:
-        if not override.startswith("task.") or "=" not in override:
-            raise ConfigError(f"{override!r} is no task setting; allowed: task.KEY=VALUE")
-    merged = OmegaConf.merge(OmegaConf.create({"task": node}), OmegaConf.from_dotlist(list(overrides)))
-    task: Task = build(merged.task, Task, "task")
-    plan.check(task.model)
-    return task
 
 
 def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
@@ -193,10 +133,11 @@ def export_command(arguments: argparse.Namespace, console: Console) -> None:
     """Writes a plan for a backend."""
     from search.backends import backend
     from search.plan import Plan
+    from search.planned_task import planned_task
     from search.terminal import print_export
 
     chosen, plan = backend(arguments.to), Plan.load(arguments.plan)
-    report = chosen.export(plan, task_of(plan, arguments.overrides), arguments.out)
+    report = chosen.export(plan, planned_task(plan, arguments.overrides), arguments.out)
     print_export(report, console)
     if arguments.strict:
         report.require_faithful()
@@ -208,10 +149,11 @@ def verify_command(arguments: argparse.Namespace, console: Console) -> None:
 
     from search.backends import backend
     from search.plan import Plan
+    from search.planned_task import planned_task
     from search.terminal import print_verification
 
     chosen, plan = backend(arguments.backend), Plan.load(arguments.plan)
-    task = task_of(plan, arguments.overrides)
+    task = planned_task(plan, arguments.overrides)
     with TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary)
         if not arguments.out:
@@ -241,62 +183,3 @@ def sync_command(arguments: argparse.Namespace, console: Console) -> None:
         root = Path(info.get("run_root", path.parent))
         uri = sync(run, settings, root if root.is_dir() else path.parent)
         console.print(f"Synced {path} to {uri}", highlight=False, soft_wrap=True)
-
-
-def list_hardware_command(arguments: argparse.Namespace, console: Console) -> None:
-    """Lists the devices and other cost models."""
-    from search.hardware.tables import print_listing
-    from search.hardware.targets import listing
-
-    print_listing(listing(), console)
-
-
-def show_hardware_command(arguments: argparse.Namespace, console: Console) -> None:
-    """Shows everything about one target."""
-    from hwmodels import Device
-    from search.hardware.tables import print_device, print_option
-    from search.hardware.targets import find_target
-
-    found = find_target(arguments.name)
-    if isinstance(found, Device):
-        print_device(found, console)
-    else:
-        print_option(found, console)
-
-
-def compare_hardware_command(arguments: argparse.Namespace, console: Console) -> None:
-    """Prices uniform precisions, and a plan, on every target named."""
-    from search.errors import ConfigError
-    from search.hardware.compare import PRECISIONS, compare, uniform_policies, write_comparison
-    from search.hardware.tables import print_comparison
-    from search.hardware.targets import cost_model, network_of, read_task, workload_for
-    from search.plan import Plan
-
-    models = [cost_model(name) for name in dict.fromkeys(arguments.names)]
-    names = [model.name for model in models]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(
-            f"two of the devices are called {twice[0]}; give each a name of its own (id, in a device file)"
-        )
-    asked = (arguments.batch, arguments.threads, arguments.tokens, arguments.context)
-    workloads = [workload_for(model, *asked) for model in models]
-    plan = Plan.load(arguments.plan) if arguments.plan else None
-    if arguments.task:
-        task = read_task(arguments.task[0], arguments.task[1:])
-        if plan is not None:
-            plan.check(task.model)
-    elif plan is not None:
-        task = task_of(plan, [])
-    else:
-        raise ConfigError("name what is compared: --task digits, or --plan with a plan that was searched")
-    network = network_of(task, workloads[0])
-    policies = uniform_policies(network, arguments.precision or PRECISIONS)
-    if plan is not None:
-        policies[f"plan {plan.digest}"] = plan.policy
-    compared = [compare(model, network, policies, workload) for model, workload in zip(models, workloads, strict=True)]
-    print_comparison(compared, network, task.name, console)
-    if arguments.out:
-        written = write_comparison(compared, arguments.out)
-        files = ", ".join(path.name for path in written)
-        console.print(f"Wrote {arguments.out}: {files}", highlight=False, soft_wrap=True, markup=False)

@@ -461,3 +461,25 @@ def test_figures_have_room_for_any_number_of_layers(count: int) -> None:
         attained=10 ** rng.uniform(8, 15, 3 * count),
     )
     assert inside(draw_roofline(points))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_tables_for_other_tools(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"costs{suffix}"
+    assert main(["hardware", "table", "zen5", "--task", "digits", "--out", str(path)]) == 0
+    assert f"Wrote {path}" in capsys.readouterr().out
+    if suffix == ".npy":
+        assert np.load(path).shape == (10, 8, 8)
+        return
+    frame = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
+    assert len(frame) == 10 * 3
+    assert set(frame["weight"]) == {"float", "int8", "int4"}
+    assert (frame["latency_s"] > 0).all()
+
+
+def test_tables_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["hardware", "table", "zen5", "--task", "digits", "--out"]
+    assert main([*given, str(tmp_path / "costs.txt")]) == 2
+    assert "costs.txt ends in '.txt'" in capsys.readouterr().err
+    assert main([*given, str(tmp_path / "costs.csv"), "--precision", "int9"]) == 2
+    assert "int9" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""From a plan back to the task it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.config import build
+from search.errors import ConfigError
+from search.plan import Plan
+from search.tasks.task import Task
+
+
+def planned_task(plan: Plan, overrides: Sequence[str]) -> Task:
+    """Builds the task a plan was made for, from the configuration it carries.
+
+    Raises:
+        ConfigError: If the plan was made from Python, or an override is not about the task.
+        DataError: If the task's model is not the plan's.
+    """
+    from omegaconf import OmegaConf
+
+    node = plan.config.get("task")
+    if not node:
+        raise ConfigError("this plan was made from Python and names no task; use search.export and search.verify there")
+    for override in overrides:
+        if not override.startswith("task.") or "=" not in override:
+            raise ConfigError(f"{override!r} is no task setting; allowed: task.KEY=VALUE")
+    merged = OmegaConf.merge(OmegaConf.create({"task": node}), OmegaConf.from_dotlist(list(overrides)))
+    task: Task = build(merged.task, Task, "task")
+    plan.check(task.model)
+    return task
