@@ -31,6 +31,9 @@ COLUMNS: Columns = {
 }
 """Columns of a table's file in their order: the fields of `Timing`, of its `Site` and its `Precision`."""
 
+FLOAT_OUTPUTS = ", float outputs"
+"""What the runtime of a table ends with whose layers read integers and leave floats: other kernels may run then."""
+
 Key = tuple[Site, Precision, int]
 """What is timed once in a table: site, precision, threads."""
 

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 from hwmodels.base import Choices, CostModel, fixed_storage, storage_columns
-from hwmodels.capability import kernel_name
+from hwmodels.capability import Capability, kernel_name
 from hwmodels.cost import COSTS, CostTable, LayerCosts, Tier, Workload
 from hwmodels.device import Device, listed, load_device, worst_tier
-from hwmodels.lookup import LookupTable, Timing, describe
+from hwmodels.lookup import FLOAT_OUTPUTS, LookupTable, Timing, describe
 from hwmodels.lookup_sites import FEWEST, Between, grouping, nearest, timing_sigma
 from hwmodels.network import Layer, Network
 from hwmodels.precision import FLOAT_BITS, Precision
@@ -72,12 +72,20 @@ class Lookup(CostModel):
     without, they are left out, energy is not known, and the cost table's warnings say so.
     """
 
-    def __init__(self, table: str | Path | LookupTable, device: str | Path | Device | None = None) -> None:
+    def __init__(
+        self,
+        table: str | Path | LookupTable,
+        device: str | Path | Device | None = None,
+        floats: str | Path | LookupTable | None = None,
+    ) -> None:
         """Takes a table and the device that it was timed on.
 
         Args:
             table: The table, or the path of its file, `.csv` or `.parquet`.
             device: A device, its name, or the path of its YAML file; None for what the table says alone.
+            floats: A table of layers that read integers and leave floats, as `bitplan profile --outputs floats` takes,
+                for kernels that exist only where they requantize; without, the device's roofline prices what runs
+                instead of them.
 
         Raises:
             ValueError: If table or device cannot be read, or the table is empty.
@@ -87,6 +95,8 @@ class Lookup(CostModel):
             raise ValueError("the lookup table is empty; time something first, with `bitplan profile`")
         self.device = device if isinstance(device, Device) or device is None else load_device(device)
         self.name = self.table.device if self.device is None else self.device.id
+        self._leaves_floats = self.table.runtime.endswith(FLOAT_OUTPUTS)
+        self._floats = None if floats is None else Lookup(floats, self.device)
         self._roofline = None if self.device is None else _Beyond(self, self.device)
         self._runs: dict[tuple[str, bool, Precision], Run] = {}
         self._alike: dict[tuple[str, bool, tuple[Precision, ...]], tuple[Run, ...]] = {}
@@ -134,7 +144,8 @@ class Lookup(CostModel):
             tiers: dict[str, Tier] = dict.fromkeys(("weight_bytes", "activation_bytes", "bit_ops"), "exact")
             table = CostTable(layers, fixed_storage(network), {"latency_s": tier, **tiers}, "")
         used = {run[2] for costs in table.layers.values() for run in costs.runs}
-        between = [known for group, known in self._between.items() if known and group[3] == self._threads(workload)]
+        groups = [*self._between.items(), *(self._floats._between.items() if self._floats else ())]
+        between = [known for group, known in groups if known and group[3] == self._threads(workload)]
         sigmas = {MEASURED: timing_sigma(self.table.timings), **{path: one.sigma for path, one in between}}
         return replace(
             table,
@@ -184,7 +195,8 @@ class Lookup(CostModel):
         if group not in self._between:
             timings, known = self._groups.get(group, []), None
             if len(timings) >= FEWEST:
-                path = " ".join(filter(None, ("interpolated", group[1], group[0], str(timings[0].precision))))
+                leaving = "leaving floats" if self._leaves_floats else ""
+                path = " ".join(filter(None, ("interpolated", group[1], group[0], str(timings[0].precision), leaving)))
                 limits = [self._limit(timing.site, timing.precision, timing.threads) for timing in timings]
                 known = path, Between(timings, limits)
             self._between[group] = known
@@ -213,13 +225,26 @@ class Lookup(CostModel):
         if key not in self._runs:
             weight, input_ = kernel_name(precision.weight), kernel_name(precision.input)
             self._runs[key] = weight, input_
-            how = None if self.device is None else self.device.capability(kind, precision, is_depthwise)
+            how = None if self.device is None else self._capability(kind, precision, is_depthwise)
             if how is not None and how.support != "refused":
                 held_weight = weight if how.held_weight_bits is None else how.held_weight_bits
                 held_input = input_ if how.held_input_bits is None else how.held_input_bits
                 besides = how.extra_kernels, how.conversion_bits, precision.input.is_dynamic
                 self._runs[key] = how.path, how.compute, *besides, held_weight, held_input
         return self._runs[key]
+
+    def _capability(self, kind: str, precision: Precision, is_depthwise: bool) -> Capability:
+        """How the device runs what the table is of."""
+        assert self.device is not None
+        return self.device.capability(kind, precision, is_depthwise, self._leaves_floats)
+
+    def _leaving_floats(self, layer: Layer, precisions: Sequence[Precision], workload: Workload) -> list[Found | None]:
+        """What is known of a layer whose output has to be floats: of kernels that then do not exist, by `floats`."""
+        assert self._roofline is not None
+        usual = self.find(layer, precisions, workload)
+        other = self._floats.find(layer, precisions, workload) if self._floats else [None] * len(usual)
+        needs = [self._roofline.capability(layer, one).needs_integer_output for one in precisions]
+        return [two if is_other else one for one, two, is_other in zip(usual, other, needs, strict=True)]
 
     def _threads(self, workload: Workload) -> int:
         """Threads to look up: the workload's, or the table's only ones where the device has none to choose."""
@@ -268,7 +293,7 @@ class _Beyond(Roofline):
 
     def site_seconds(self, site: Site, precision: Precision, threads: int) -> float:
         """Seconds of one call from the main memory; NaN where the device cannot run it or its rates are not known."""
-        run = self.device.capability(site.kind, precision, site.is_depthwise)
+        run = self._lookup._capability(site.kind, precision, site.is_depthwise)
         if run.support == "refused":
             return math.nan
         compute_s, overhead, share, sharpness = self._rates(run, site.gemm, threads)
@@ -282,7 +307,8 @@ class _Beyond(Roofline):
         self, network: Network, layer: Layer, precisions: Sequence[Precision], workload: Workload, hands_on: bool
     ) -> LayerCosts:
         costs = super()._layer(network, layer, precisions, workload, hands_on)
-        known = [(row, one) for row, one in enumerate(self._lookup.find(layer, precisions, workload)) if one]
+        find = self._lookup.find if hands_on else self._lookup._leaving_floats
+        known = [(row, one) for row, one in enumerate(find(layer, precisions, workload)) if one]
         if not known:
             return costs
         rows, runs = [row for row, _ in known], list(costs.runs)

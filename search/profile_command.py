@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of MatMulNBits: 4 (default) multiplies in int8, 0 in float",
     )
     parser.add_argument(
+        "--outputs",
+        choices=("integers", "floats"),
+        default="integers",
+        help="what int8 operations leave: integers (default) as in a chain, floats as before a sum or the end",
+    )
+    parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -78,6 +84,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=Path(),
         metavar="FILE",
         help="calibrate --device by the table's rows of --threads, write its file; default: NAME.yaml beside the table",
+    )
+    parser.add_argument(
+        "--and",
+        type=Path,
+        action="append",
+        default=[],
+        dest="others",
+        metavar="TABLE",
+        help="a further table to --fit, for the paths that --out has not, such as one of --outputs floats; repeatable",
+    )
+    parser.add_argument(
+        "--passes",
+        type=Path,
+        metavar="TABLE",
+        help="time what stands between layers, and an empty network, into this table as well, unless it is there",
     )
     parser.add_argument("--cuda", action="store_true", help="time torch's kernels on a CUDA device instead")
     parser.set_defaults(command=profile_command)
@@ -122,13 +143,11 @@ def profile_command(arguments: argparse.Namespace, console: Console) -> None:
         if untold:
             _print(console, f"{untold} could not be told from the noise; repeat the command to try them again")
         _print(console, f"Wrote {arguments.out}")
+        if arguments.passes is not None:
+            _time_passes(arguments, device, runtime, samples, console)
         if device_file is not None:
-            _fit(
-                LookupTable(tuple(one for one in table.timings if one.threads == runtime.threads)),
-                device_file,
-                arguments,
-                console,
-            )
+            tables = {arguments.out: table} | {path: LookupTable.read(path) for path in arguments.others}
+            _fit(tables, device_file, arguments, console)
     except ValueError as error:
         raise DataError(str(error)) from error
 
@@ -185,6 +204,8 @@ def _device_file(arguments: argparse.Namespace) -> Path | None:
     from hwmodels.device import FOLDER, load_device
 
     if arguments.fit is None:
+        if arguments.others:
+            raise ConfigError("--and names a further table to fit to: give --fit as well")
         return None
     if not arguments.device:
         raise ConfigError("--fit needs --device: the name or file of the device to calibrate")
@@ -253,17 +274,47 @@ def _runtime(arguments: argparse.Namespace) -> tuple[Runtime, str]:
             f"timing CPU kernels needs {error.name}; install with `pip install 'bitplan[onnxruntime]'`"
         ) from error
     return OrtRuntime(
-        arguments.threads, last_cache_bytes(LAST_CACHE), accuracy_level=arguments.accuracy_level
+        arguments.threads,
+        last_cache_bytes(LAST_CACHE),
+        accuracy_level=arguments.accuracy_level,
+        outputs=arguments.outputs,
     ), processor()
 
 
-def _fit(table: LookupTable, device_file: Path, arguments: argparse.Namespace, console: Console) -> None:
-    """Calibrates a device file by the table."""
+def _time_passes(arguments: argparse.Namespace, device: str, runtime: Runtime, samples: int, console: Console) -> None:
+    """Times what stands between layers into a table of its own."""
+    from hwmodels.measure.ort import OrtRuntime
+    from hwmodels.measure.passes import time_passes, write_passes
+    from hwmodels.measure.profile import processor
+    from hwmodels.measure.timing import pinned
+
+    if not isinstance(runtime, OrtRuntime):
+        raise ConfigError("--passes times those of a CPU; leave out --cuda")
+    if not (arguments.resume and arguments.passes.is_file()):
+        with pinned(runtime.threads):
+            passes = time_passes(device, runtime, samples, f"bitplan profile on {processor()}")
+        write_passes(arguments.passes, passes)
+        _print(console, f"Wrote {arguments.passes}")
+
+
+def _fit(
+    tables: Mapping[Path, LookupTable], device_file: Path, arguments: argparse.Namespace, console: Console
+) -> None:
+    """Calibrates a device file by the rows of tables that are of the threads asked for."""
+    from hwmodels.lookup import LookupTable
     from hwmodels.measure.fit import fit_device
+    from hwmodels.measure.passes import read_passes
     from search.files import write_text
 
-    source = f"fitted to {arguments.out.name}: {table.runtime}, {table.timings[0].source.split(';')[0]}"
-    text, fits = fit_device(table, device_file, source)
+    fitted = {}
+    for path, table in tables.items():
+        rows = tuple(one for one in table.timings if one.threads == (1 if arguments.cuda else arguments.threads))
+        if rows:
+            source = f"fitted to {path.name}: {table.runtime}, {rows[0].source.split(';')[0]}"
+            fitted[source] = LookupTable(rows)
+    passes = read_passes(arguments.passes) if arguments.passes is not None else ()
+    about = f"fitted to {arguments.passes.name}: {passes[0].runtime}, {passes[0].source}" if passes else ""
+    text, fits = fit_device(fitted, device_file, passes, about)
     out = arguments.out.parent / device_file.name if arguments.fit == Path() else arguments.fit
     _print_fits(fits, console)
     _print(console, f"Wrote {write_text(out, text)}")

@@ -131,10 +131,10 @@ def test_the_chain_jumps_back_to_its_first_addition() -> None:
 # Shapes
 
 
-def test_the_default_sites_are_about_80_and_different() -> None:
+def test_the_default_sites_are_about_95_and_different() -> None:
     sites = default_sites()
     assert len(sites) == len(set(sites))
-    assert 75 <= len(sites) <= 90
+    assert 90 <= len(sites) <= 100
     assert {site.kind for site in sites} == {"conv2d", "linear"}
     assert any(site.is_depthwise for site in sites)
     assert {site.batch for site in sites if site.kind == "linear"} == {1, 4, 16, 64, 256}
@@ -242,6 +242,19 @@ def test_integer_copies_compute_the_quantized_layer(name: str) -> None:
         assert 20 < found.std() < 100  # neither all the same nor all at the ends
 
 
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *LINEAR])
+def test_integer_copies_may_leave_floats(name: str) -> None:
+    site = (CONVOLUTIONS | LINEAR)[name]
+    graph = graphs.build(site, INT8, 2, has_tails=False, leaves_floats=True)
+    known = constants(graph)
+    x = (torch.tensor(graph.feed).double() - 128) * float(graphs.X_SCALE)
+    for number, found in enumerate(outputs(graph)):
+        weight = torch.tensor(known[f"w{number}"]).double() * float(graphs.WEIGHT_SCALE)
+        bias = torch.tensor(known[f"b{number}"]).double() * float(graphs.X_SCALE * graphs.WEIGHT_SCALE)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, reference(site, x, weight, bias).numpy(), rtol=1e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("precision", NBITS, ids=str)
 @pytest.mark.parametrize("level", [0, 4])
 def test_packed_copies_compute_the_layer(precision: Precision, level: int) -> None:
@@ -278,9 +291,27 @@ def test_float_and_packed_kernels_run_in_the_optimised_graph() -> None:
 
 def test_what_was_not_fused_is_a_fallback_by_the_name_of_what_runs() -> None:
     left = Counter({"DequantizeLinear": 4, "Conv": 2, "QuantizeLinear": 2, "Concat": 1})
-    assert ort.name_kernel(left, INT8, 2) == ("Conv", True)
+    assert ort.name_kernel(left, INT8, 2) == ("DequantizeLinear + Conv", True)
     half = Counter({"com.microsoft.QLinearConv": 1, "Conv": 1})
     assert ort.name_kernel(half, INT8, 2) == ("Conv + com.microsoft.QLinearConv", True)
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *LINEAR])
+def test_with_float_outputs_only_products_keep_integer_kernels(name: str) -> None:
+    site = (CONVOLUTIONS | LINEAR)[name]
+    prepared = ort.OrtRuntime(outputs="floats").prepare(site, INT8)
+    assert prepared.is_fallback == bool(site.kernel)
+    assert ("DequantizeLinear + Conv" if site.kernel else "QGemm") in prepared.kernel
+    assert prepared.run() > 0
+    assert prepared.frame is not None
+    assert prepared.frame() > 0
+
+
+def test_float_outputs_are_a_table_of_their_own_and_only_of_integers() -> None:
+    runtime = ort.OrtRuntime(outputs="floats")
+    assert runtime.version.endswith(", float outputs")
+    assert runtime.times(LINEAR["rows"], INT8)
+    assert not runtime.times(LINEAR["rows"], FLOAT)
 
 
 @pytest.mark.parametrize(("name", "is_unpacked"), [("int4-g32", False), ("int8-g32", True), ("int2-g128", True)])

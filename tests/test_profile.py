@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
 from hwmodels import Network, Precision, Roofline, Site, Workload, load_device
@@ -193,6 +194,7 @@ def test_the_command_times_the_layers_of_a_run(tmp_path: Path) -> None:
         (["--threads", "0"], ConfigError, "--threads 0 must be from 1"),
         (["--threads", "100000"], ConfigError, "--threads 100000 must be from 1"),
         (["--fit"], ConfigError, "--fit needs --device"),
+        (["--and", "other.csv"], ConfigError, "give --fit as well"),
         (["--fit", "--device", "zen6"], ConfigError, "did you mean 'zen5'"),
         (["--network", "nowhere"], DataError, "cannot read nowhere"),
         (["--out", "table.txt"], DataError, "table.txt has the suffix '.txt'"),
@@ -291,7 +293,7 @@ def made_table(
 def test_known_shares_are_found_again() -> None:
     table, device = made_table(("float", "int4-g32"), default_sites(), noise=0.02), load_device("zen5")
     fits = fit.fit_paths(table, device)
-    assert set(fits) == {"fp32", "fp32_conv", "fp32_depthwise", "nbits4_g32"}
+    assert set(fits) == {"fp32_gemm", "fp32_conv", "fp32_depthwise", "nbits4_g32"}
     for found in fits.values():
         assert found.held_out
         assert found.median_error < 0.05
@@ -315,7 +317,7 @@ def test_operations_and_bytes_are_those_of_the_roofline(name: str) -> None:
 
 def test_a_fitted_device_file_is_valid_and_says_by_what(tmp_path: Path) -> None:
     table = made_table()
-    text, fits = fit.fit_device(table, FOLDER / "zen5.yaml", "a made table")
+    text, fits = fit.fit_device({"a made table": table}, FOLDER / "zen5.yaml")
     path = tmp_path / "fitted.yaml"
     path.write_text(text)
     device = load_device(path)
@@ -336,7 +338,7 @@ def test_a_table_faster_than_the_peak_is_of_another_device() -> None:
 def test_too_few_timings_are_no_fit() -> None:
     table = LookupTable(made_table().timings[:3])
     with pytest.raises(ValueError, match="time more"):
-        fit.fit_device(table, FOLDER / "zen5.yaml", "a made table")
+        fit.fit_device({"a made table": table}, FOLDER / "zen5.yaml")
 
 
 def test_every_kind_of_kernel_has_a_path_of_its_own() -> None:
@@ -349,3 +351,28 @@ def test_every_kind_of_kernel_has_a_path_of_its_own() -> None:
     assert len(set(paths.values())) == len(paths)
     assert device.capability("conv2d", INT4).support == "fallback"
     assert device.capability("linear", Precision.parse("int4-g48")).support == "fallback"
+
+
+def test_several_tables_fit_the_paths_of_each(tmp_path: Path) -> None:
+    device = load_device("zen5")
+    within = made_table(("float",), default_sites())
+    slow = made_table(("int8/uint8",), default_sites(), faster=0.1).timings
+    leaving = LookupTable(tuple(replace(one, runtime="made, float outputs") for one in slow))
+    assert {"int8", "fp32_conv_dequantized", "fp32_depthwise_dequantized"} == set(fit.count(leaving, device))
+    text, fits = fit.fit_device({"one": within, "two": leaving}, FOLDER / "zen5.yaml")
+    assert {"fp32_conv", "fp32_conv_dequantized", "int8"} <= set(fits)
+    path = tmp_path / "fitted.yaml"
+    path.write_text(text)
+    found = load_device(path).calibration
+    assert found["fp32_conv"].data == within.digest
+    assert found["fp32_conv_dequantized"].data == leaving.digest
+
+
+def test_a_launch_is_written_where_it_stood() -> None:
+    text = fit.with_launch("id: x\nlaunch: {value: 1.0}\nname: y\n", 5.25e-6, 'a "table"')
+    assert yaml.safe_load(text)["launch"] == {
+        "value": 5.25e-6,
+        "unit": "s",
+        "source": 'measured, a network that hands on its input: a "table"',
+        "confidence": "measured",
+    }

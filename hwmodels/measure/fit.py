@@ -6,9 +6,11 @@ the memory level that holds everything timed in turn at a site, since between tw
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +21,9 @@ from hwmodels.calibration_file import calibrate_device
 from hwmodels.capability import Capability
 from hwmodels.conversion import CONVERTED_BITS
 from hwmodels.device import Device, Tile, load_device
-from hwmodels.lookup import LookupTable, Timing
+from hwmodels.lookup import FLOAT_OUTPUTS, LookupTable, Timing
 from hwmodels.measure.ort import copies
+from hwmodels.measure.passes import Pass, digest, fit_passes, launch_s
 from hwmodels.measure.shapes import weight_bytes
 from hwmodels.quantity import rate_at
 
@@ -32,8 +35,13 @@ FEWEST_SITES = 12
 TILES = (
     Tile(),
     *(Tile(1, n, k, "found by fitting") for n, k in ((16, 1), (1, 16), (1, 64), (1, 512), (16, 16), (16, 64))),
+    *(
+        Tile(m, n, k, "found by fitting")
+        for m, n, k in ((16, 1, 1), (16, 16, 16), (64, 1, 1), (128, 1, 1), (256, 1, 1))
+    ),
 )
-"""Granularities that are tried: SIMD kernels compute output channels, and sums of bytes, in blocks."""
+"""Granularities that are tried: SIMD kernels compute output channels, and sums of bytes, in blocks; and kernels that
+take rows in blocks, or start anew for each group of a convolution, take as long for a few rows as for more."""
 
 
 @dataclass(frozen=True)
@@ -121,27 +129,52 @@ def _timings(rows: list[Counted], tile: Tile) -> Timings:
     )
 
 
-def fit_device(table: LookupTable, path: Path, source: str) -> tuple[str, Mapping[str, Fit]]:
-    """The text of a device file with its paths calibrated by a table, and the fits.
+def fit_device(
+    tables: Mapping[str, LookupTable], path: Path, passes: Sequence[Pass] = (), passes_source: str = ""
+) -> tuple[str, Mapping[str, Fit]]:
+    """The text of a device file with its paths calibrated by tables, and the fits.
 
     Args:
-        table: The timings.
+        tables: Source of the timings, in words, to the timings; a path is fitted to the first table that has enough.
         path: The device file.
-        source: Where the timings come from, in words.
+        passes: Timings of what stands between layers: the path of the device's float type, which that is charged by,
+            is fitted to them, and the launch of a network taken from them.
+        passes_source: Their source, in words.
 
     Raises:
         ValueError: If the file is not valid, or no path has enough timings.
     """
-    device = load_device(path)
-    fits = fit_paths(table, device)
-    if not fits:
+    device, text = load_device(path), path.read_text(encoding="utf-8")
+    found: dict[str, Fit] = {}
+    for source, table in tables.items():
+        fits = {name: one for name, one in fit_paths(table, device).items() if name not in found}
+        found |= fits
+        text = calibrate_device(text, fits, table.digest, source)
+    if not found:
         raise ValueError(f"no path of {path} has the {FEWEST_SITES} sites that a fit takes; time more")
-    return calibrate_device(path, fits, table.digest, source), fits
+    if passes:
+        found[device.float_compute] = between = fit_passes(passes, device)
+        text = calibrate_device(text, {device.float_compute: between}, digest(passes), passes_source)
+        text = with_launch(text, launch_s(passes), passes_source)
+    return text, found
+
+
+def with_launch(text: str, seconds: float, source: str) -> str:
+    """The text of a device file with another launch of a network."""
+    quoted = json.dumps(f"measured, a network that hands on its input: {source}", ensure_ascii=False)
+    line = f"launch: {{value: {seconds * 1e6:.2f}e-6, unit: s, source: {quoted}, confidence: measured}}"
+    return re.sub(r"(?m)^launch: .*$", lambda _: line, text)
+
+
+def leaves_floats(timing: Timing) -> bool:
+    """Whether a timing is of an operation that leaves floats, whatever it reads."""
+    return timing.runtime.endswith(FLOAT_OUTPUTS)
 
 
 def _run(timing: Timing, device: Device) -> Capability:
     """How the device runs what was timed."""
-    run = device.capability(timing.site.kind, timing.precision, timing.site.is_depthwise)
+    site = timing.site
+    run = device.capability(site.kind, timing.precision, site.is_depthwise, leaves_floats(timing))
     if run.support == "refused":
         raise ValueError(
             f"device {device.id} refuses {timing.site.kind} at {timing.precision}, which was timed: {run.note}"
@@ -159,7 +192,7 @@ def _check_peak(timing: Timing, run: Capability, peak: float, device: Device) ->
 
 
 def _values_bytes(timing: Timing, run: Capability, device: Device) -> float:
-    """Bytes of what is read and written: an integer kernel was timed as within a chain, leaving integers."""
+    """Bytes of what is read and written: an integer kernel was timed leaving integers unless the table says floats."""
     site = timing.site
-    output_bits = CONVERTED_BITS if run.requantizes else device.float_bits
+    output_bits = CONVERTED_BITS if run.requantizes and not leaves_floats(timing) else device.float_bits
     return (site.input_values * run.input_width(timing.precision) + site.output_values * output_bits) / 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hwmodels.precision import Format, Precision
+from hwmodels.precision import FLOAT_PRECISION, Format, Precision
 from hwmodels.site import Site
 
 OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
@@ -40,7 +40,7 @@ class Graph:
     feed: np.ndarray
 
 
-class _Drawer:
+class Drawer:
     """Draws a graph, node by node."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -73,18 +73,19 @@ class _Drawer:
         drawn = np.resize(np.roll(self._codes, int(self._rng.integers(65_521))), shape)
         return drawn if type is np.uint8 else np.maximum(drawn.view(np.int8), -127)
 
-    def model(self, outputs: Sequence[str], input_: np.ndarray) -> Graph:
-        """The graph of everything drawn; several outputs are `y0`, `y1`, ..."""
+    def model(self, outputs: Sequence[str], input_: np.ndarray, is_float: bool | None = None) -> Graph:
+        """The graph of everything drawn; several outputs are `y0`, `y1`, ...; of the input's type if not told."""
         import onnx
         from onnx import helper
 
         types = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.uint8): onnx.TensorProto.UINT8}
         kind = types[input_.dtype]
+        left = kind if is_float is None else types[np.dtype(np.float32 if is_float else np.uint8)]
         graph = helper.make_graph(
             self.nodes,
             "copies",
             [helper.make_tensor_value_info("x", kind, input_.shape)],
-            [helper.make_tensor_value_info(name, kind, None) for name in outputs],
+            [helper.make_tensor_value_info(name, left, None) for name in outputs],
             self.constants,
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
@@ -101,14 +102,21 @@ def output_scale(site: Site) -> np.float32:
     return np.float32(3 * deviation / 128)
 
 
-def build(site: Site, precision: Precision, count: int, accuracy_level: int = 4, has_tails: bool = True) -> Graph:
+def build(
+    site: Site,
+    precision: Precision,
+    count: int,
+    accuracy_level: int = 4,
+    has_tails: bool = True,
+    leaves_floats: bool = False,
+) -> Graph:
     """Draws a graph of `count` copies of a site at a precision.
 
     With tails, output `y` has one value of each copy's output (of a convolution one per channel); without, the copies'
-    outputs are `y0`, `y1`, ...
+    outputs are `y0`, `y1`, ... Integer copies leave integers, or floats with `leaves_floats`; all others leave floats.
     """
-    drawer = _Drawer()
-    draw = _draw_int8 if precision == INT8 else _draw_float
+    drawer = Drawer()
+    draw = partial(_draw_int8, leaves_floats=leaves_floats) if precision == INT8 else _draw_float
     if is_nbits(precision):
         draw = partial(_draw_nbits, format=precision.weight, level=accuracy_level)
     if precision == INT8:
@@ -117,38 +125,41 @@ def build(site: Site, precision: Precision, count: int, accuracy_level: int = 4,
             drawer.constant(name, value)
     outputs = [draw(drawer, site, number, f"y{number}") for number in range(count)]
     if has_tails:
-        outputs = _tails(drawer, site, outputs)
-    return drawer.model(outputs, _feed(drawer, site, precision))
+        outputs = _tails(drawer, site, outputs, is_plain=precision == INT8 and leaves_floats)
+    return drawer.model(outputs, _feed(drawer, site, precision), is_float=precision != INT8 or leaves_floats)
 
 
-def build_frame(site: Site, precision: Precision, count: int) -> Graph:
+def build_frame(site: Site, precision: Precision, count: int, leaves_floats: bool = False) -> Graph:
     """Draws a graph of the tails of `count` copies without the copies: all that a run takes besides."""
-    drawer, feed = _Drawer(), _feed(_Drawer(), site, precision)
+    if leaves_floats:
+        precision = FLOAT_PRECISION
+    drawer, feed = Drawer(), _feed(Drawer(), site, precision)
     if precision == INT8 and site.kernel:
         return drawer.model(_channels_last_tails(drawer, site, count), feed)
-    return drawer.model(_tails(drawer, site, ["x"] * count), feed)
+    return drawer.model(_tails(drawer, site, ["x"] * count, is_plain=leaves_floats), feed)
 
 
-def _feed(drawer: _Drawer, site: Site, precision: Precision) -> np.ndarray:
+def _feed(drawer: Drawer, site: Site, precision: Precision) -> np.ndarray:
     shape = (site.batch, site.in_channels, *site.in_size)
     return drawer.codes(shape) if precision == INT8 else drawer.normal(shape)
 
 
-def _tails(drawer: _Drawer, site: Site, outputs: Sequence[str]) -> list[str]:
-    """Reads one value of each output, or one per channel."""
+def _tails(drawer: Drawer, site: Site, outputs: Sequence[str], is_plain: bool) -> list[str]:
+    """Reads one value of each output, or one per channel where a plain layout of the output is not certain."""
     last = []
     for number, output in enumerate(outputs):
-        if site.kernel:
+        if site.kernel and not is_plain:
             last.append(drawer.node("MaxPool", [output], f"tail{number}", **_pooling(site, number)))
             continue
         column = number % (site.in_channels if output == "x" else site.out_channels)
-        first = drawer.constant(f"first{number}", np.array([0, column]))
-        behind = drawer.constant(f"behind{number}", np.array([1, column + 1]))
+        axes = len(site.kernel)
+        first = drawer.constant(f"first{number}", np.array([0, column, *([0] * axes)]))
+        behind = drawer.constant(f"behind{number}", np.array([1, column + 1, *([1] * axes)]))
         last.append(drawer.node("Slice", [output, first, behind], f"tail{number}"))
     return [drawer.node("Concat", last, "y", axis=1)]
 
 
-def _channels_last_tails(drawer: _Drawer, site: Site, count: int) -> list[str]:
+def _channels_last_tails(drawer: Drawer, site: Site, count: int) -> list[str]:
     """The tails as the runtime makes them of those behind integer convolutions, whose channels lie together."""
     axes = len(site.kernel)
     turned = drawer.node("Transpose", ["x"], "turned", perm=[0, *range(2, 2 + axes), 1])
@@ -175,7 +186,7 @@ def _convolution(site: Site) -> dict[str, Any]:
     return {"kernel_shape": site.kernel, "strides": site.stride, "pads": pads, "group": site.groups}
 
 
-def _apply(drawer: _Drawer, site: Site, inputs: Sequence[str], output: str) -> str:
+def _apply(drawer: Drawer, site: Site, inputs: Sequence[str], output: str) -> str:
     """Adds the operation itself, on input, weight and bias."""
     if site.kind == "linear":
         return drawer.node("Gemm", inputs, output, transB=1)
@@ -186,13 +197,13 @@ def _weight_shape(site: Site) -> tuple[int, ...]:
     return (site.out_channels, site.in_channels // site.groups, *site.kernel)
 
 
-def _draw_float(drawer: _Drawer, site: Site, number: int, output: str) -> str:
+def _draw_float(drawer: Drawer, site: Site, number: int, output: str) -> str:
     weight = drawer.constant(f"w{number}", drawer.normal(_weight_shape(site)))
     bias = drawer.constant(f"b{number}", drawer.normal((site.out_channels,)))
     return _apply(drawer, site, ["x", weight, bias], output)
 
 
-def _draw_int8(drawer: _Drawer, site: Site, number: int, output: str) -> str:
+def _draw_int8(drawer: Drawer, site: Site, number: int, output: str, leaves_floats: bool = False) -> str:
     n = site.out_channels
 
     def dequantized(name: str, codes: np.ndarray, scale: np.float32) -> str:
@@ -208,11 +219,13 @@ def _draw_int8(drawer: _Drawer, site: Site, number: int, output: str) -> str:
         dequantized("w", drawer.codes(_weight_shape(site), np.int8), WEIGHT_SCALE),
         dequantized("b", drawer.codes((n,), np.int8).astype(np.int32), X_SCALE * WEIGHT_SCALE),
     ]
+    if leaves_floats:
+        return _apply(drawer, site, inputs, output)
     sums = _apply(drawer, site, inputs, f"sum{number}")
     return drawer.node("QuantizeLinear", [sums, "y_scale", "y_zero"], output)
 
 
-def _draw_nbits(drawer: _Drawer, site: Site, number: int, output: str, format: Format, level: int) -> str:
+def _draw_nbits(drawer: Drawer, site: Site, number: int, output: str, format: Format, level: int) -> str:
     blocks = -(-site.in_channels // format.group)
     inputs = [
         "x",

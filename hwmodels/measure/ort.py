@@ -9,6 +9,8 @@ and what the runtime takes to start it.
 
 Integers go around the operation as they do within a network: QDQ form, uint8 inputs and outputs, int8 weights with a
 scale per channel, int32 bias. That the runtime then made the integer kernel of it is read from the graph it optimised.
+Where the next reader wants floats there is nothing to quantize behind the operation, and the runtime may have no
+integer kernel for that: such outputs are timed into a table of their own.
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hwmodels.lookup import FLOAT_OUTPUTS
 from hwmodels.measure.graphs import INT8, Graph, build, build_frame, is_nbits
 from hwmodels.measure.shapes import TIMED_KINDS, weight_bytes
 from hwmodels.measure.timing import Prepared
 from hwmodels.precision import FLOAT_PRECISION, Precision
 from hwmodels.site import Site
 
+Outputs = Literal["integers", "floats"]
+
 PACKED_IN_FLOAT = (4,)
 """Weight widths with a `MatMulNBits` kernel in float (accuracy level 0); others are unpacked before every product."""
 KERNELS = {
     "float": ("Conv", "FusedConv", "Gemm", "FusedGemm"),
-    "int8": ("QLinearConv", "QGemm"),
+    "int8": ("QLinearConv", "QGemm", "MatMulIntegerToFloat"),
     "nbits": ("MatMulNBits",),
 }
 """Operations of the optimised graph that are a precision's own."""
@@ -71,12 +77,15 @@ class OrtRuntime:
         may_spin: Whether threads wait for work in a loop, as is the runtime's default.
         accuracy_level: Of `MatMulNBits`: 4 lets it quantize its inputs to int8 in blocks as it goes, which is what the
             runtime chooses where it makes one of `DequantizeLinear` and `MatMul` itself; 0 computes in float.
+        outputs: What operations that read integers leave: `integers`, as within a chain of such; or `floats`, as where
+            a sum, a normalisation or the network's end follows. All others leave floats anyway and are not timed again.
     """
 
     threads: int = 1
     last_cache: float = LAST_CACHE
     may_spin: bool = True
     accuracy_level: int = 4
+    outputs: Outputs = "integers"
 
     @property
     def version(self) -> str:
@@ -84,21 +93,30 @@ class OrtRuntime:
         import onnxruntime
 
         level = "" if self.accuracy_level == 4 else f", accuracy_level={self.accuracy_level}"
-        return f"onnxruntime {onnxruntime.__version__}{level}"
+        outputs = FLOAT_OUTPUTS if self.leaves_floats else ""
+        return f"onnxruntime {onnxruntime.__version__}{level}{outputs}"
+
+    @property
+    def leaves_floats(self) -> bool:
+        """Whether operations that read integers leave floats."""
+        return self.outputs == "floats"
 
     def times(self, site: Site, precision: Precision) -> bool:
         """Whether this kind of layer has kernels for the precision, or a fallback worth knowing."""
         if site.kind not in TIMED_KINDS:
             return False
+        if self.leaves_floats:
+            return precision == INT8
         return precision in (FLOAT_PRECISION, INT8) or (is_nbits(precision) and site.kind == "linear")
 
     def prepare(self, site: Site, precision: Precision) -> Prepared:
         """Builds, optimises and loads what runs a site at a precision."""
         count = copies(site, precision, self.last_cache)
-        probe = build(site, precision, PROBED, self.accuracy_level)
-        kernel, is_fallback = name_kernel(self.optimized(probe), precision, PROBED, self.accuracy_level)
-        run = self._runner(build(site, precision, count, self.accuracy_level))
-        frame = self._runner(build_frame(site, precision, count))
+        draw = partial(build, site, precision, accuracy_level=self.accuracy_level, leaves_floats=self.leaves_floats)
+        found = self.optimized(draw(count=PROBED))
+        kernel, is_fallback = name_kernel(found, precision, PROBED, self.accuracy_level)
+        run = self.runner(draw(count=count))
+        frame = self.runner(build_frame(site, precision, count, self.leaves_floats))
         return Prepared(precision, kernel, is_fallback, run, frame, count)
 
     def optimized(self, graph: Graph) -> Counter[str]:
@@ -111,11 +129,11 @@ class OrtRuntime:
             nodes = onnx.load(path).graph.node
         return Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes)
 
-    def _runner(self, graph: Graph) -> Callable[[], float]:
-        """A function that runs a graph and returns the seconds of that."""
+    def runner(self, graph: Graph, is_optimized: bool = True) -> Callable[[], float]:
+        """A function that runs a graph, as optimised or as drawn, and returns the seconds of that."""
         import onnxruntime
 
-        session = self._session(graph)
+        session = self._session(graph, is_optimized=is_optimized)
         binding = session.io_binding()
         binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(graph.feed))
         binding.bind_output("y", "cpu")
@@ -127,7 +145,7 @@ class OrtRuntime:
 
         return run
 
-    def _session(self, graph: Graph, optimized: Path | None = None) -> Any:
+    def _session(self, graph: Graph, optimized: Path | None = None, is_optimized: bool = True) -> Any:
         """Loads a graph; writes what it was optimised to, where that is asked for."""
         import onnxruntime
 
@@ -138,6 +156,8 @@ class OrtRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.may_spin)))
         # Sessions take turns: one that has run must not keep the cores busy while the next one is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not is_optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
@@ -158,7 +178,8 @@ def name_kernel(
     own = [name for name in operations if name.rpartition(".")[2] in KERNELS[family]]
     if sum(operations[name] for name in own) < count:
         found = sorted(name for name in operations if name.rpartition(".")[2] not in AROUND)
-        return " + ".join(found), True
+        turned = ["DequantizeLinear"] if family == "int8" and operations["DequantizeLinear"] >= count else []
+        return " + ".join([*turned, *found]), True
     kernel = " + ".join(own)
     if family != "nbits":
         return kernel, False

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from hwmodels.lookup import LookupTable, Timing
 from hwmodels.measure.clock import clock_hz
-from hwmodels.measure.timing import Prepared, Seconds, measure
+from hwmodels.measure.timing import Prepared, Seconds, measure, rounded
 from hwmodels.precision import Precision
 from hwmodels.site import Site
 from hwmodels.table_file import SUFFIXES
@@ -132,22 +132,17 @@ def _timing(site: Site, candidate: Prepared, seconds: Seconds, device: str, runt
         site,
         candidate.precision,
         runtime.threads,
-        _rounded(seconds.p20),
-        _rounded(seconds.p50),
-        _rounded(seconds.p80),
+        rounded(seconds.p20),
+        rounded(seconds.p50),
+        rounded(seconds.p80),
         seconds.samples,
         candidate.kernel,
         candidate.is_fallback,
         device,
         runtime.version,
-        _rounded(clock),
+        rounded(clock),
         f"bitplan profile on {processor()}; {candidate.copies} weights in turn",
     )
-
-
-def _rounded(value: float) -> float:
-    """Five significant digits: more than any timing is good for."""
-    return float(f"{value:.5g}")
 
 
 def name(site: Site) -> str:

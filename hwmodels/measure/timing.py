@@ -109,6 +109,11 @@ def percentiles(seconds: np.ndarray) -> Seconds | None:
     return Seconds(p20, p50, p80, len(seconds)) if p20 > 0 else None
 
 
+def rounded(value: float) -> float:
+    """Five significant digits: more than any timing is good for."""
+    return float(f"{value:.5g}")
+
+
 def preemptions() -> int:
     """How often the system has taken the core away from this process; zero where it does not say."""
     if sys.platform == "win32":
