@@ -151,7 +151,7 @@ class Lookup(CostModel):
             table,
             source=self._source + (f"; for the rest {table.source}" if table.source else ""),
             sigmas={**table.sigmas, **{path: sigma for path, sigma in sigmas.items() if path in used}},
-            warnings=self._warnings(table),
+            warnings=self._warnings(table, workload),
         )
 
     def _layer(self, layer: Layer, precisions: Sequence[Precision], workload: Workload) -> LayerCosts:
@@ -247,8 +247,8 @@ class Lookup(CostModel):
         return [two if is_other else one for one, two, is_other in zip(usual, other, needs, strict=True)]
 
     def _threads(self, workload: Workload) -> int:
-        """Threads to look up: the workload's, or the table's only ones where the device has none to choose."""
-        has_choice = self.device is None or self.device.threads or len(self._timed_threads) > 1
+        """Threads to look up: the workload's, or the table's only ones where no device says what others take."""
+        has_choice = (self.device is not None and self.device.threads) or len(self._timed_threads) > 1
         return workload.threads if has_choice else self._timed_threads[0]
 
     @cached_property
@@ -259,13 +259,18 @@ class Lookup(CostModel):
     def _source(self) -> str:
         return f"{len(self.table.timings)} timings of {self.table.device} ({self.table.runtime}), {self.table.digest}"
 
-    def _warnings(self, table: CostTable) -> tuple[str, ...]:
-        if self.device is None:
-            return (
-                f"the table of {self.name} has no device beside it: other operations, conversions between layers and "
-                "starting the network are left out of the latency, and energy is not known",
-            )
+    def _warnings(self, table: CostTable, workload: Workload) -> tuple[str, ...]:
         found = []
+        if workload.threads not in self._timed_threads:
+            found.append(
+                f"the table was timed with threads={listed(self._timed_threads)}: set workload.threads to that"
+            )
+        if self.device is None:
+            found.append(
+                f"the table of {self.name} has no device beside it: other operations, conversions between layers and "
+                "starting the network are left out of the latency, and energy is not known"
+            )
+            return tuple(found)
         if self.table.device != self.device.id:
             found.append(f"the table was timed on {self.table.device}, the device is {self.device.id}")
         runs = [run for costs in table.layers.values() for run in costs.runs]

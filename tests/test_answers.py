@@ -88,7 +88,7 @@ def test_a_quality_budget_is_answered_by_cost(finished: RunDirectory) -> None:
 
 
 def test_another_device_is_priced_anew(finished: RunDirectory) -> None:
-    resolved = resolve(finished, Budget(latency_ratio=1.5), Roofline("zen5"), Workload(batch=4))
+    resolved = resolve(finished, Budget(latency_ratio=2.0), Roofline("zen5"), Workload(batch=4))
     assert all(answer.costs["latency_s"] <= resolved.limits["latency_s"] for answer in resolved.answers)
 
 

@@ -273,7 +273,13 @@ def test_between_sites_utilisation_is_interpolated(device: Any) -> None:
     assert found.cost.latency_s == pytest.approx(law(linear(1, 120, 200), INT8), rel=0.05)
     table = model.cost_table(Network((layer,)), {"fc": (INT8,)}, ONE)
     assert 0 < table.sigmas[found.path] < 0.3
-    assert table.tiers["latency_s"] == "interpolated"
+    assert table.tiers["latency_s"] == ("interpolated" if device is None else "calibrated"), "as the device's launch is"
+
+
+def test_a_table_of_one_number_of_threads_needs_no_other() -> None:
+    table = Lookup(LookupTable(grid())).cost_table(Network((fc("fc", 120, 200),)), {"fc": (INT8,)}, Workload(threads=7))
+    assert table.layers["fc"][INT8].tier == "interpolated"
+    assert "timed with threads=1: set workload.threads to that" in table.warnings[0]
 
 
 def test_groups_do_not_mix() -> None:
