@@ -292,8 +292,9 @@ def test_groups_do_not_mix() -> None:
         priced(model, depthwise, INT8)
     conv = Layer("conv", "conv2d", weight_shape=(16, 16, 3, 3), macs=9 * 16 * 1024, **shape)
     assert priced(model, conv, INT8).tier == "measured"
+    several = Lookup(LookupTable((*dense, replace(dense[0], threads=4))))
     with pytest.raises(ValueError, match="threads=2"):
-        priced(model, conv, INT8, Workload(threads=2))
+        priced(several, conv, INT8, Workload(threads=2))
 
 
 def test_what_the_table_does_not_reach_is_refused_without_a_device() -> None:
