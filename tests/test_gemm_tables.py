@@ -97,6 +97,7 @@ def tables_folder(study: Any, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_table_of_an_unheard_of_device_is_predicted(study: Any, tables_folder: Path) -> None:
     table = study.tables.read_table(tables_folder / "x1_runtime.parquet", tables_folder.parent / "peaks.yaml")
     assert table.device is None
@@ -121,6 +122,7 @@ def test_a_table_of_an_unheard_of_device_is_predicted(study: Any, tables_folder:
     assert (few["seeds"] == 5).all()
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(
     study: Any, tables_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

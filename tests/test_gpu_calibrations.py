@@ -155,6 +155,7 @@ def test_fp8_pays_for_large_products_alone() -> None:
         assert seconds_of(device, fp8, 8192, 8192, 8192) < seconds_of(device, "float", 8192, 8192, 8192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", TABLES)
 def test_their_tables_give_the_calibrations_again(study: Any, device: str) -> None:
     file = REFERENCE / f"{TABLES[device]}_trtllm.parquet"
