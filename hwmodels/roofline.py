@@ -95,7 +95,7 @@ class Roofline(CostModel):
             "bit_ops": "exact",
         }
         if self.device.knows_time:
-            used = {run[3] for costs in layers.values() for run in costs.runs}
+            used = {run[3] for costs in layers.values() for run in costs.runs if run[3]}
             tiers["latency_s"] = worst_tier(used | {self.device.calibration[self.device.float_compute].tier})
         energy = "calibrated" if self.device.energy.is_calibrated else "an index of counted operations and bytes"
         return CostTable(
@@ -153,15 +153,14 @@ class Roofline(CostModel):
         numbers[:, LATENCY], numbers[:, ENERGY] = layer.calls * seconds, layer.calls * joules
         bounds = np.argmax([terms.compute_s, terms.memory_s, terms.overhead_s], axis=0)
         calibration = self.device.calibration
-        is_known = not np.isnan(seconds).any()  # without a peak or bandwidth neither is what binds
         known = [
-            [
-                (way.compute, bound * is_known, way.path, calibration[way.path].tier * is_known, way.support)
-                for bound in BOUNDS
-            ]
+            [(way.compute, bound, way.path, calibration[way.path].tier, way.support) for bound in BOUNDS]
             for way in runs.ways
         ]
         described = [known[way][bound] for way, bound in zip(runs.way.tolist(), bounds.tolist(), strict=True)]
+        for row in np.flatnonzero(np.isnan(seconds)).tolist():  # without a peak or bandwidth neither is what binds
+            compute, _, path, _, support = described[row]
+            described[row] = compute, "", path, "", support
         return LayerCosts(runs.precisions, numbers, described)
 
     def _terms(self, network: Network, layer: Layer, runs: Runs, workload: Workload, hands_on: bool) -> Terms:

@@ -420,3 +420,13 @@ def test_a_device_that_lists_nothing_for_a_layer_refuses_it() -> None:
     layer = conv_network().layers[0]
     assert "none of the capabilities" in str(Roofline(device).refusal(layer, FLOAT))
     assert Roofline(device).refusal(layer, INT8) is None
+
+
+def test_a_peak_that_is_not_known_leaves_the_other_tiers() -> None:
+    rate = {threads: replace(TOY.tdp, unit="op/s") for threads in (1, 2)}
+    int8 = replace(TOY.compute["int8"], peak=rate, sparse=None)
+    device = replace(TOY, compute={**TOY.compute, "int8": int8})
+    table = Roofline(device).cost_table(conv_network(), {"conv": [FLOAT, INT8]}, Workload())
+    assert [table.layers["conv"][one].tier for one in (FLOAT, INT8)] == ["calibrated", ""]
+    assert np.isnan(table.column("latency_s", "conv", (FLOAT, INT8))).tolist() == [False, True]
+    assert table.tiers["latency_s"] == "calibrated"
