@@ -49,6 +49,7 @@ class Roofline(CostModel):
         self.device = device if isinstance(device, Device) else load_device(device)
         self.name = self.device.id
         self._found: dict[tuple[str, bool, Precision, bool], Capability] = {}
+        self._refusals: dict[tuple[str, bool, Precision], str | None] = {}
         self._resolved: dict[tuple[Precision, ...], dict[tuple[str, bool, bool, bool], Runs]] = {}
         self._recent: tuple[Sequence[Precision], dict[tuple[str, bool, bool, bool], Runs]] = (), {}
 
@@ -64,10 +65,13 @@ class Roofline(CostModel):
         return self._found[key]
 
     def refusal(self, layer: Layer, precision: Precision) -> str | None:
-        run = find_capability(self.device.capabilities, layer.kind, precision, layer.is_depthwise)
-        if run is None:
-            return f"none of the capabilities in its file is about {layer.kind} at {precision}"
-        return run.note if run.support == "refused" else None
+        key = layer.kind, layer.is_depthwise, precision
+        if key not in self._refusals:  # asked of every layer of every policy that is priced
+            run = find_capability(self.device.capabilities, layer.kind, precision, layer.is_depthwise)
+            missing = f"none of the capabilities in its file is about {layer.kind} at {precision}"
+            why = run.note if run is not None and run.support == "refused" else None
+            self._refusals[key] = missing if run is None else why
+        return self._refusals[key]
 
     def cost_table(self, network: Network, choices: Choices, workload: Workload) -> CostTable:
         """Prices every choice of every layer; `fixed` holds the other operations and parameters.
