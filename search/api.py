@@ -13,7 +13,7 @@ from torch import nn
 
 from hwmodels import CostModel, Workload
 from search.backends import backend
-from search.backends.base import ExportReport, Verification
+from search.backends.outcome import ExportReport, Validation, Verification
 from search.budget import Budget
 from search.config import named_hardware, named_strategy
 from search.errors import ConfigError
@@ -107,28 +107,42 @@ def find_plan(
     return result.plan
 
 
-def export(plan: Plan, to: str, model: nn.Module | Task, out: str | Path, example_input: Any = None) -> ExportReport:
+def export(
+    plan: Plan,
+    to: str,
+    model: nn.Module | Task,
+    out: str | Path,
+    example_input: Any = None,
+    recalibrate: bool = False,
+    strict: bool = False,
+) -> ExportReport:
     """Writes a plan for a backend.
 
     Args:
         plan: The plan.
-        to: Name of the backend: `onnxruntime` or `torchao`.
+        to: Name of the backend: one of `search.backends.BACKENDS`.
         model: The float model the plan was made for, or its Task.
-        out: Folder to write to.
+        out: Folder to write to: a new or empty one, or an earlier export.
         example_input: One batch of inputs; not needed with a Task.
+        recalibrate: Whether the backend finds ranges of its own in place of the plan's.
+        strict: Whether to refuse what the backend alters or leaves in float.
 
     Raises:
         BitplanError: If the model is another, or the backend cannot express the plan.
     """
     task = model if isinstance(model, Task) else _unjudged(model, example_input)
     plan.check(task.model)
-    return backend(to).export(plan, task, Path(out))
+    return backend(to).export(plan, task, Path(out), recalibrate, strict)
 
 
-def verify(plan: Plan, backend_name: str, task: Task, out: str | Path) -> Verification:
-    """Runs what `export` wrote to `out` over the task's report split in a fresh process, beside the plan's promise."""
+def verify(plan: Plan, backend_name: str, task: Task, out: str | Path) -> Verification | Validation:
+    """Checks what `export` wrote to `out`.
+
+    A backend that runs here runs it over the task's report split in a fresh process, beside the plan's promise; of
+    others, the real package reads it.
+    """
     plan.check(task.model)
-    return backend(backend_name).verify(plan, task, Path(out))
+    return backend(backend_name, "verify").verify(plan, task, Path(out))
 
 
 def _unjudged(model: nn.Module, example_input: Any) -> Task:

@@ -16,7 +16,6 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from search.config import (
-    ExportSettings,
     TrackingSettings,
     config_dir,
     explain,
@@ -75,7 +74,7 @@ def run_job(config: Any) -> float:
 
     register()
     job, values, terminal = make_job(config, Path(HydraConfig.get().runtime.output_dir)), plain(config), make_console()
-    exporters = [backend(name) for name in settings(ExportSettings, values["export"], "export").backends]
+    exporters = [backend(name) for name in job.export.backends]
     tracking = settings(TrackingSettings, values["tracking"], "tracking")
     progress = BarProgress(terminal, job.strategy.evaluations) if terminal.is_terminal else LineProgress(terminal)
     with Mirrored(job.run_dir, tracking, Path(values["run_root"])) as mirrored:
@@ -84,7 +83,8 @@ def run_job(config: Any) -> float:
         finally:
             progress.close()
         for exporter in exporters:
-            print_export(exporter.export(result.plan, job.task, job.run_dir / "export" / exporter.name), terminal)
+            folder = job.run_dir / "export" / exporter.name
+            print_export(exporter.export(result.plan, job.task, folder, job.export.recalibrate), terminal)
         write_report(result.run)
         print_result(result, terminal)
     return result.plan.selection.value

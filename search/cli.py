@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.backends import BACKENDS
 from search.errors import BitplanError
 from search.hardware.commands import HARDWARE_HELP, add_hardware
 from search.profile_command import PROFILE_HELP
@@ -70,15 +71,18 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a plan for a backend")
     export.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
-    export.add_argument("--to", required=True, metavar="BACKEND", help="onnxruntime or torchao")
+    export.add_argument("--to", required=True, metavar="BACKEND", help=", ".join(BACKENDS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    export.add_argument(
+        "--recalibrate", action="store_true", help="let the backend find ranges of its own in place of the plan's"
+    )
     export.add_argument("--strict", action="store_true", help="refuse what the backend alters or leaves in float")
     export.add_argument("overrides", nargs="*", metavar="task.KEY=VALUE", help="task settings, such as task.root=DIR")
     export.set_defaults(command=export_command)
 
     verify = commands.add_parser("verify", help="run an exported plan and compare it with its promise")
     verify.add_argument("plan", type=Path, help="plan.json, or a run directory that holds one")
-    verify.add_argument("--backend", required=True, help="onnxruntime or torchao")
+    verify.add_argument("--backend", required=True, help=", ".join(BACKENDS))
     verify.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the export; default: a temporary one, exported anew"
     )
@@ -132,19 +136,21 @@ def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
 def export_command(arguments: argparse.Namespace, console: Console) -> None:
     """Writes a plan for a backend."""
     from search.backends import backend
+    from search.backends.realize import realize
     from search.plan import Plan
-    from search.planned_task import planned_task
-    from search.terminal import print_export
+    from search.planned_task import planned_hardware, planned_task
+    from search.terminal import print_export, print_realized
 
     chosen, plan = backend(arguments.to), Plan.load(arguments.plan)
-    report = chosen.export(plan, planned_task(plan, arguments.overrides), arguments.out)
+    task = planned_task(plan, arguments.overrides)
+    report = chosen.export(plan, task, arguments.out, arguments.recalibrate, arguments.strict)
     print_export(report, console)
-    if arguments.strict:
-        report.require_faithful()
+    if report.policy != plan.policy:
+        print_realized(plan, realize(plan, task, report.policy, planned_hardware(plan)), chosen.name, console)
 
 
 def verify_command(arguments: argparse.Namespace, console: Console) -> None:
-    """Runs an exported plan and compares it with its promise."""
+    """Checks an exported plan: runs it and compares it with its promise, or has the real package read it."""
     from tempfile import TemporaryDirectory
 
     from search.backends import backend
@@ -152,10 +158,10 @@ def verify_command(arguments: argparse.Namespace, console: Console) -> None:
     from search.planned_task import planned_task
     from search.terminal import print_verification
 
-    chosen, plan = backend(arguments.backend), Plan.load(arguments.plan)
+    chosen, plan = backend(arguments.backend, "verify"), Plan.load(arguments.plan)
     task = planned_task(plan, arguments.overrides)
     with TemporaryDirectory() as temporary:
-        folder = arguments.out or Path(temporary)
+        folder = arguments.out or Path(temporary) / "export"
         if not arguments.out:
             chosen.export(plan, task, folder)
         print_verification(chosen.verify(plan, task, folder), console)

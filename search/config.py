@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hwmodels import CostModel, Roofline, Workload, list_devices
+from search.backends import BACKENDS
 from search.budget import Budget
 from search.errors import BitplanError, ConfigError, closest, one_line
-from search.job import Job, RecoverSettings, SpaceSettings, settings
+from search.job import ExportSettings, Job, RecoverSettings, SpaceSettings, settings
 from search.quality.racing import Racing
 from search.quantize.settings import QuantizerSettings
 from search.sensitivity.settings import SensitivitySettings
@@ -50,13 +51,6 @@ class RacingSettings(Racing):
     """How races are run, and whether; see `search.quality.racing.Racing`."""
 
     enabled: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportSettings:
-    """Names of the backends the plan is written for when the search ends."""
-
-    backends: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +100,8 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store("base_config", schema(Config))
+    for name in BACKENDS:
+        ConfigStore.instance().store(name, {"backends": [name]}, group="export")
     for device in list_devices():
         node = {"_target_": "hwmodels.Roofline", "device": device}
         ConfigStore.instance().store(device, node, group="hardware")
@@ -252,6 +248,7 @@ def make_job(config: Any, run_dir: Path) -> Job:
         task=build(config.task, Task, "task"),
         racing=racing if racing.enabled else None,
         recover=settings(RecoverSettings, values["recover"], "recover"),
+        export=settings(ExportSettings, values["export"], "export"),
         seed=values["seed"],
         run_dir=run_dir,
         store=Path(values["run_root"]),

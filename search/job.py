@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hwmodels import CostModel, Precision, Workload
+from search.backends import backend
+from search.backends.base import KEEPS
 from search.budget import Budget
 from search.errors import ConfigError, closest
 from search.plan import Plan
@@ -98,6 +100,33 @@ class RecoverSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """What the plan is for: the backends that it is written for when the search ends.
+
+    The search then keeps to what all of them can run: layers that one of them fuses are tied, and candidates that it
+    does not store as planned are dropped.
+
+    Attributes:
+        backends: Names of backends.
+        keep: Which candidates stay: `exact` what a backend stores as planned; `contained` also what it stores in a
+            wider type, so that the files are larger than the plan says; `any` everything, ties alone hold.
+        recalibrate: Whether the backends find ranges of their own in place of the plan's.
+    """
+
+    backends: list[str] = field(default_factory=list)
+    keep: str = "exact"
+    recalibrate: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.backends:
+            backend(name, "plan")
+        if self.keep not in KEEPS:
+            raise ConfigError(
+                f"export.keep={self.keep} is unknown{closest(self.keep, KEEPS)}; allowed: {', '.join(KEEPS)}"
+            )
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything one search needs.
 
@@ -113,6 +142,7 @@ class Job:
         workload: What the cost model prices.
         racing: How policies are raced against better ones; None where all are measured in full.
         recover: The repairs.
+        export: What the plan is for.
         seed: Seed of the strategy.
         store: Folder of what is kept for all runs: sensitivity tables in `scores`, what policies scored in
             `evaluations`; None keeps each in its own run alone.
@@ -130,6 +160,7 @@ class Job:
     workload: Workload = field(default_factory=Workload)
     racing: Racing | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
     seed: int = 0
     store: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)

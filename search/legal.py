@@ -6,9 +6,9 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from hwmodels import CostModel, Format, Network
+from hwmodels import Format, Layer, Network
 from hwmodels.precision import Precision, Side
 from search.errors import ConfigError
 from search.space import SearchSpace, Unit
@@ -35,18 +35,37 @@ class Dropped:
     why: str
 
 
-def runnable(space: SearchSpace, network: Network, cost_model: CostModel) -> tuple[SearchSpace, tuple[Dropped, ...]]:
-    """Drops from a space what the device refuses to run.
+class Target(Protocol):
+    """What can refuse to run a layer in a precision: a device, or a backend."""
 
-    The choices of a unit are all pairs of its formats. Where the device refuses some of the pairs, the format most of
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    def refusal(self, layer: Layer, precision: Precision) -> str | None:
+        """Why it cannot; None if it can."""
+
+
+def runnable(space: SearchSpace, network: Network, *targets: Target) -> tuple[SearchSpace, tuple[Dropped, ...]]:
+    """Drops from a space what a target, such as the device, refuses to run.
+
+    The choices of a unit are all pairs of its formats. Where a target refuses some of the pairs, the format most of
     whose pairs it refuses goes first, the wider of two, until no refused pair is left.
 
     Raises:
         ConfigError: If a decision would be left without any format.
     """
+    dropped: tuple[Dropped, ...] = ()
+    for target in targets:
+        space, more = _runnable(space, network, target)
+        dropped += more
+    return space, dropped
+
+
+def _runnable(space: SearchSpace, network: Network, target: Target) -> tuple[SearchSpace, tuple[Dropped, ...]]:
     formats = [list(decision.formats) for decision in space.decisions]
     dropped: dict[Entry, str] = {}
-    while refused := _refused(space, network, cost_model, formats):
+    while refused := _refused(space, network, target, formats):
         blame: Counter[Entry] = Counter()
         for pair, _ in refused:
             blame.update(pair)
@@ -61,14 +80,19 @@ def runnable(space: SearchSpace, network: Network, cost_model: CostModel) -> tup
         if not formats[index]:
             decision = space.decisions[index]
             raise ConfigError(
-                f"{cost_model.name} can run none of space.{decision.side} = "
+                f"{target.name} can run none of space.{decision.side} = "
                 f"{', '.join(map(str, decision.formats))} for {', '.join(decision.layers[:4])}: {why}. "
-                f"`bitplan hardware show {cost_model.name}` lists what it can run"
+                f"{_remedy(target)}"
             )
     if not dropped:
         return space, ()
     kept = space.restricted({index: tuple(allowed) for index, allowed in enumerate(formats)})
     return kept, tuple(_record(space, entry, why) for entry, why in dropped.items())
+
+
+def _remedy(target: Target) -> str:
+    own: str | None = getattr(target, "remedy", None)
+    return own or f"`bitplan hardware show {target.name}` lists what it can run"
 
 
 def without(space: SearchSpace, dropped: Iterable[Mapping[str, Any]]) -> SearchSpace:
@@ -99,23 +123,23 @@ def _count(layers: Sequence[str]) -> str:
 
 
 def _refused(
-    space: SearchSpace, network: Network, cost_model: CostModel, formats: list[list[Format]]
+    space: SearchSpace, network: Network, target: Target, formats: list[list[Format]]
 ) -> list[tuple[tuple[Entry, Entry], str]]:
     """The pairs of entries that the device refuses for some layer, with its reason."""
     found = []
     for unit in space.units:
         for weight, input_ in itertools.product(formats[unit.weight], formats[unit.input]):
-            why = next(_refusals(space, network, cost_model, unit.layers, Precision(weight, input_)), None)
+            why = next(_refusals(space, network, target, unit.layers, Precision(weight, input_)), None)
             if why is not None:
                 found.append((((unit.weight, weight), (unit.input, input_)), why))
     return found
 
 
 def _refusals(
-    space: SearchSpace, network: Network, cost_model: CostModel, layers: tuple[str, ...], choice: Precision
+    space: SearchSpace, network: Network, target: Target, layers: tuple[str, ...], choice: Precision
 ) -> Iterator[str]:
     for layer in layers:
-        why = cost_model.refusal(network[layer], space.precision_of(layer, choice))
+        why = target.refusal(network[layer], space.precision_of(layer, choice))
         if why is not None:
             yield why
 

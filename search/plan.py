@@ -51,6 +51,7 @@ class PlannedLayer(Record):
         channel_axis: Axis of the weight with one scale per entry.
         quantizes_input: False for weight-only layers.
         reads: The tensors it reads.
+        groups: Groups of a convolution.
         compute: Type the target really computes in.
         support: `native`, `storage` or `fallback`: how well the target runs it; empty where not known.
         bound: `compute`, `memory` or `overhead`, whichever takes longest; empty where not known.
@@ -69,6 +70,7 @@ class PlannedLayer(Record):
     channel_axis: int
     quantizes_input: bool
     reads: tuple[str, ...]
+    groups: int = 1
     compute: str
     support: str = ""
     bound: str = ""
@@ -184,7 +186,7 @@ class Plan(Record):
     @property
     def network(self) -> Network:
         """The layers, as far as the simulation needs them."""
-        names = ("name", "kind", "weight_shape", "channel_axis", "quantizes_input", "reads")
+        names = ("name", "kind", "weight_shape", "channel_axis", "quantizes_input", "reads", "groups")
         return Network(tuple(Layer(**{name: getattr(layer, name) for name in names}) for layer in self.layers))
 
     @property

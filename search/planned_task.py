@@ -1,10 +1,11 @@
-"""From a plan back to the task it was made for."""
+"""From a plan back to the task and the device it was made for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.config import build
+from hwmodels import CostModel
+from search.config import build, named_hardware
 from search.errors import ConfigError
 from search.plan import Plan
 from search.tasks.task import Task
@@ -29,3 +30,13 @@ def planned_task(plan: Plan, overrides: Sequence[str]) -> Task:
     task: Task = build(merged.task, Task, "task")
     plan.check(task.model)
     return task
+
+
+def planned_hardware(plan: Plan) -> CostModel | None:
+    """Builds the cost model a plan was priced with; None where the plan does not say enough of it."""
+    from omegaconf import OmegaConf
+
+    node = plan.config.get("hardware")
+    if isinstance(node, str):
+        return named_hardware(node)
+    return build(OmegaConf.create(node), CostModel, "hardware") if node else None

@@ -171,6 +171,7 @@ def _planned_layers(pricing: Pricing, policy: Policy, report: CostReport) -> tup
             channel_axis=layer.channel_axis,
             quantizes_input=layer.quantizes_input,
             reads=layer.reads,
+            groups=layer.groups,
             compute=report.layers[layer.name].compute,
             support=report.layers[layer.name].support,
             bound=report.layers[layer.name].bound,

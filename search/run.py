@@ -13,6 +13,7 @@ import numpy as np
 
 from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
+from search.backends.deployment import Deployment
 from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
 from search.history import history_table
 from search.job import Job, Result
@@ -38,7 +39,7 @@ from search.space import SearchSpace, build_space
 from search.starts import starting_policies
 from search.strategies.forecaster import proofs
 from search.strategies.projection import Projection
-from search.ties import shared_input_ties
+from search.ties import joined, shared_input_ties
 from search.trace import shared_parameters, trace
 from search.trials import TrialLog
 
@@ -88,11 +89,12 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     network = trace(folded.model, task.example_input)
     run.write_network(network)
 
+    deployment = Deployment.of(job.export.backends, job.export.keep, job.quantizer.placement)
     asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
-    ties = [*asked, *map(list, shared_parameters(folded.model, network))]
+    ties = joined([*asked, *map(list, shared_parameters(folded.model, network)), *deployment.ties(network)], network)
     run.update(ties=ties)
     asked_for = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
-    space, dropped = runnable(asked_for, network, job.cost_model)
+    space, dropped = runnable(asked_for, network, job.cost_model, *deployment.targets)
     run.update(dropped=[asdict(entry) for entry in dropped])
     pricing = Pricing.of(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))

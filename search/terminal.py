@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from search.answers import Resolved
-    from search.backends.base import ExportReport, Verification
+    from search.backends.outcome import ExportReport, Validation, Verification
+    from search.backends.realize import Realized
     from search.job import Result
     from search.plan import Plan
 
@@ -161,20 +163,42 @@ def print_export(report: ExportReport, console: Console) -> None:
     console.print(f"Wrote {', '.join(map(str, report.files))}", highlight=False, soft_wrap=True, markup=False)
 
 
-def print_verification(found: Verification, console: Console) -> None:
-    """Prints what an exported plan delivered beside what it promised."""
+def print_realized(plan: Plan, realized: Realized, backend: str, console: Console) -> None:
+    """Prints what an altered plan is worth and costs as the backend runs it, beside the plan's promise."""
+    table = plain_table(f"the plan as {backend} runs it, simulated", ["what", "runs", "plan"])
+    table.add_row(plan.quality.metric, f"{realized.quality.value:.4f}", f"{plan.quality.value:.4f}")
+    for name, planned in plan.cost.items():
+        runs = realized.cost.get(name, math.nan)
+        if planned.value is not None and not math.isnan(runs):
+            table.add_row(name, quantity(name, runs), quantity(name, planned.value))
+    console.print(table)
+
+
+def print_verification(found: Verification | Validation, console: Console) -> None:
+    """Prints what an exported plan delivered beside what it promised, or who read it and what was checked."""
+    if isinstance(found, Validation):
+        console.print(f"{found.backend}: {found.proof} by {found.by}", highlight=False, markup=False)
+        for check in found.checks:
+            console.print(f"  {check}", highlight=False, markup=False)
+        for fault in (fault for layer in found.layers for fault in layer.faults):
+            console.print(f"  {fault}", highlight=False, markup=False)
+        return
     table = plain_table(f"{found.backend} on {found.samples} report samples", ["what", "delivered", "promised"])
-    promised = f"{found.promised:.4f}"
-    if found.promised_low is not None and found.promised_high is not None:
-        promised += f" [{found.promised_low:.4f}, {found.promised_high:.4f}]"
-    table.add_row("quality", f"{found.quality:.4f}", promised)
-    table.add_row("agreement with the simulation", f"{found.agreement:.2%}", "99.5%")
+    promised = _interval(found.promised, found.promised_low, found.promised_high)
+    table.add_row("quality", _interval(found.quality, found.low, found.high), promised)
+    table.add_row("agreement with the simulation", f"{found.agreement:.2%}", "")
     table.add_row("largest output difference", f"{found.largest_difference:.3g}", "")
-    table.add_row(
-        "bytes on disk", quantity("weight_bytes", found.bytes_on_disk), quantity("weight_bytes", found.planned_bytes)
-    )
+    planned = quantity("weight_bytes", found.planned_bytes)
+    other = quantity("weight_bytes", found.other_bytes)
+    table.add_row("bytes on disk", quantity("weight_bytes", found.bytes_on_disk), f"{planned} and {other} of others")
     for latency in found.latencies:
         median, low, high = (quantity("latency_s", s) for s in (latency.median_s, latency.low_s, latency.high_s))
         spread = f"{median} [{low}, {high}]"
         table.add_row(f"latency of {latency.name}, batch {latency.batch}", spread, "")
     console.print(table)
+    why = f": {'; '.join(found.shortfalls)}" if found.shortfalls else ""
+    console.print(f"Verdict: {found.verdict}{why}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _interval(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} [{low:.4f}, {high:.4f}]"

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from hwmodels import Network
 from hwmodels.network import Shape
+
+
+def joined(ties: Iterable[Sequence[str]], network: Network) -> list[list[str]]:
+    """Merges ties that have a layer in common, where all name layers of the network; others stay as they are."""
+    merged: list[list[str]] = []
+    for tie in ties:
+        if not all(name in network for name in tie):
+            merged.append(list(tie))  # a pattern, which the space resolves and checks
+            continue
+        meeting = [other for other in merged if set(other) & set(tie)]
+        names = {name for other in (*meeting, tie) for name in other}
+        merged = [other for other in merged if other not in meeting]
+        merged.append([name for name in network.names if name in names])
+    return merged
 
 
 def shared_input_ties(network: Network) -> list[list[str]]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,13 +25,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny import Bench, make_bench, tiny_plan
+from tiny import Bench, TinyTask, make_bench, tiny_plan
 
 from hwmodels import CostModel, Layer, Network, Operation, Precision, Tensor, Workload
 from hwmodels.base import Choices
 from hwmodels.cost import ADDITIVE_COSTS, COSTS, TIERS
+from search.backends.base import Backend, Emitter
+from search.backends.outcome import Validation
+from search.errors import DataError
 from search.objective import SpentError
-from search.plan import tensor_digests
+from search.plan import Plan, tensor_digests
 from search.policy import Policy
 from search.quality.evaluate import sample_scores
 from search.strategies.base import Strategy
@@ -283,46 +288,162 @@ def what(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 class BackendContract:
-    """Any backend. Fixture `backend`:
+    """Any backend, run or only read. Fixture `backend`, and a precision that it keeps:
 
     class TestMyBackend(BackendContract):
+        precision = "int4-g32"
+
         @pytest.fixture
         def backend(self):
             return MyBackend()
 
-    Set `precision` to what it supports, and `agreement` lower where it computes otherwise than the simulation.
+    Set `agreement` lower where it computes otherwise than the simulation, and `make_task` where it takes none but
+    certain models.
     """
 
     precision: ClassVar[str] = "int8/uint8"
     agreement: ClassVar[float] = 0.995
 
-    @pytest.fixture
-    def planned(self, tmp_path: Path) -> tuple[Any, Task]:
-        bench = make_bench(directory=tmp_path)
-        policy = Policy.uniform(bench.network, Precision.parse(self.precision))
-        return tiny_plan(bench, tmp_path, policy), bench.task
+    def make_task(self) -> Task:
+        """Whose network is exported."""
+        return TinyTask()
 
-    def test_reports_every_layer(self, backend: Any, planned: tuple[Any, Task], tmp_path: Path) -> None:
+    @pytest.fixture
+    def planned(self, tmp_path: Path) -> tuple[Plan, Task]:
+        bench = make_bench(self.make_task(), directory=tmp_path)
+        return tiny_plan(bench, tmp_path, uniform(bench.network, self.precision)), bench.task
+
+    def test_says_what_becomes_of_every_format(self, backend: Backend) -> None:
+        for layer, wanted in itertools.product(EXPORTED, map(Precision.parse, EXPORTED_PRECISIONS)):
+            precision = wanted if layer.quantizes_input else Precision(wanted.weight)
+            said = backend.express(layer, precision)
+            assert (said.name, said.precision) == (layer.name, str(precision))
+            for side, format, became in said.sides:
+                assert became in ("exact", "contained", "altered", "float")
+                assert not format.is_float or became == "float", f"{side} of {layer.kind} in {precision}"
+            runs = Precision.parse(said.runs or said.precision)
+            assert not said.faults or (said.note and said.runs), f"{precision}: say why, and what runs instead"
+            assert said.faults or runs == precision, f"{precision}: what runs is not what was planned"
+            assert not backend.express(layer, runs).faults, f"{precision} runs as {runs}, which does not run itself"
+
+    def test_reports_every_layer(self, backend: Backend, planned: tuple[Plan, Task], tmp_path: Path) -> None:
         plan, task = planned
         before = tensor_digests(task.model)
         report = backend.export(plan, task, tmp_path / "out")
         assert report.backend == backend.name
         assert report.files
-        assert all(Path(file).is_file() for file in report.files)
+        assert all(file.is_file() for file in report.files)
         assert [layer.name for layer in report.layers] == [layer.name for layer in plan.layers]
         for layer in report.layers:
-            assert {layer.weight, layer.input} <= {"exact", "contained", "altered", "float"}
+            said = backend.express(plan.network[layer.name], plan.policy[layer.name])
+            assert (layer.weight, layer.input, layer.runs) == (said.weight, said.input, said.runs)
             assert layer.precision == str(plan.policy[layer.name])
-            if "altered" in (layer.weight, layer.input):
-                assert layer.note, "say which values are altered"
         assert tensor_digests(task.model) == before, "exporting must not alter the model"
 
-    def test_delivers_what_the_plan_promises(self, backend: Any, planned: tuple[Any, Task], tmp_path: Path) -> None:
+    def test_the_folder_is_whole_and_the_same_every_time(
+        self, backend: Backend, planned: tuple[Plan, Task], tmp_path: Path
+    ) -> None:
         plan, task = planned
-        backend.export(plan, task, tmp_path / "out")
+        for name in ("first", "second", "first"):
+            backend.export(plan, task, tmp_path / "out" / name)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first", "second"]
+        first, second = (contents(tmp_path / "out" / name) for name in ("first", "second"))
+        assert first == second
+        assert set(first) > {"README.md", "manifest.json"}
+        assert 2 <= len(first["README.md"].decode().strip().splitlines()) <= 5
+        manifest = json.loads(first["manifest.json"])
+        assert set(manifest["files"]) == set(first) - {"manifest.json"}
+
+    def test_a_damaged_or_foreign_folder_is_refused(
+        self, backend: Backend, planned: tuple[Plan, Task], tmp_path: Path
+    ) -> None:
+        plan, task = planned
+        with pytest.raises(DataError, match="bitplan export"):
+            backend.verify(plan, task, tmp_path / "nothing")
+        report = backend.export(plan, task, tmp_path / "out")
+        other = plan.model_copy(update={"digest": "another"})
+        with pytest.raises(DataError, match="not from another"):
+            backend.verify(other, task, tmp_path / "out")
+        report.files[0].write_bytes(report.files[0].read_bytes()[:-1])
+        with pytest.raises(DataError, match="is damaged"):
+            backend.verify(plan, task, tmp_path / "out")
+        foreign = tmp_path / "mine"
+        foreign.mkdir()
+        (foreign / "thesis.txt").write_text("all of it")
+        with pytest.raises(DataError, match="no export wrote"):
+            backend.export(plan, task, foreign)
+        assert contents(foreign) == {"thesis.txt": b"all of it"}
+
+    def test_delivers_what_the_plan_promises(
+        self, backend: Backend, planned: tuple[Plan, Task], tmp_path: Path
+    ) -> None:
+        plan, task = planned
+        report = backend.export(plan, task, tmp_path / "out")
         found = backend.verify(plan, task, tmp_path / "out")
+        assert found.layers == report.layers
+        if isinstance(found, Validation):
+            assert found.proof == backend.proof
+            assert found.by
+            assert len(found.checks) > 1, "the real package, or its document, must be asked"
+            return
+        assert backend.proof == "executed"
         assert found.samples == plan.quality.samples
         assert found.promised == plan.quality.value
         assert found.agreement >= self.agreement
-        assert abs(found.quality - found.promised) <= (1 - self.agreement) + 1 / found.samples
+        if not any(layer.faults for layer in report.layers):
+            assert abs(found.quality - found.promised) <= (1 - self.agreement) * abs(found.promised) + 1 / found.samples
         assert found.bytes_on_disk > 0
+        assert found.low is None or found.low <= found.quality <= found.high
+
+
+class SeparateBackendContract(BackendContract):
+    """A backend whose package has an environment of its own: `make verify-backends` asks it there.
+
+    The everyday suite runs everything else: what it says, what it writes, and what is read back.
+    """
+
+    @pytest.mark.backend
+    def test_delivers_what_the_plan_promises(
+        self, backend: Backend, planned: tuple[Plan, Task], tmp_path: Path
+    ) -> None:
+        super().test_delivers_what_the_plan_promises(backend, planned, tmp_path)
+
+
+class EmitterContract(SeparateBackendContract):
+    """A backend whose files are read back and validated, not run."""
+
+    def test_reads_back_what_it_wrote(self, backend: Emitter, planned: tuple[Plan, Task], tmp_path: Path) -> None:
+        plan, task = planned
+        report = backend.export(plan, task, tmp_path / "out")
+        said = backend.read(tmp_path / "out")
+        assert {name: said.get(name, Precision()) for name in report.policy} == dict(report.policy)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def uniform(network: Network, precision: str) -> Policy:
+    """One precision for all layers; the input of weight-only layers stays in float."""
+    chosen = Precision.parse(precision)
+    return Policy({layer.name: chosen if layer.quantizes_input else Precision(chosen.weight) for layer in network})
+
+
+EXPORTED = (
+    Layer("linear", "linear", weight_shape=(16, 128)),
+    Layer("odd", "linear", weight_shape=(10, 27)),
+    Layer("conv", "conv2d", weight_shape=(8, 16, 3, 3), kernel=(3, 3), stride=(1, 1)),
+    Layer("depthwise", "conv2d", weight_shape=(8, 1, 3, 3), groups=8, kernel=(3, 3), stride=(1, 1)),
+    Layer("embedding", "embedding", weight_shape=(50, 64), quantizes_input=False),
+    Layer("lstm.weight_hh_l0", "lstm", weight_shape=(24, 6), quantizes_input=False),
+)
+"""A layer of every kind that backends tell apart."""
+
+EXPORTED_PRECISIONS = (
+    *("float", "int8/uint8", "int4/uint8", "int3/uint6", "int2/uint4", "int1/uint8", "int16/uint16", "int8/int8"),
+    *("int4", "int8", "int4-g32", "int8-g128", "int2-g32", "int4-asym-g128", "uint4-g32", "int8-tensor/uint8"),
+    *("uint8/uint8", "int8-full/uint8-sym", "int8-asym/int8-asym", "int4-g32/int8-token", "int8/int8-token"),
+    *("int8/int8-dynamic", "fp8_e4m3/fp8_e4m3", "mxfp4/mxfp8", "nvfp4/nvfp4", "nf4", "codebook4", "ternary", "fp16"),
+    *("bf16/bf16", "float/uint8", "int4/float"),
+)

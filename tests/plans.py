@@ -133,6 +133,7 @@ def _planned_layer(layer: Layer, precision: Precision) -> PlannedLayer:
         channel_axis=layer.channel_axis,
         quantizes_input=layer.quantizes_input,
         reads=layer.reads,
+        groups=layer.groups,
         compute="fp32",
         latency_s=None,
         energy_j=None,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hwmodels import Precision
 from search.backends import backend
-from search.backends.base import ExportReport, LayerExport, Verification
 from search.backends.onnxruntime import WORKER, exported_layers, run_in_fresh_process
+from search.backends.outcome import ExportReport, LayerExport, Verification
 from search.errors import ConfigError, DataError, UnsupportedError
 from search.plan import Plan
 from search.tasks.digits import Digits

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hwmodels import Format
 from search.backends import backend
-from search.backends.base import ExportReport, LayerExport
+from search.backends.outcome import ExportReport, LayerExport
 from search.errors import DataError, UnsupportedError
 from search.plan import Plan
 from search.tasks.digits import Digits

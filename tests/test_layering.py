@@ -34,6 +34,7 @@ ORDER = (
     *(
         "recover",
         "plan",
+        "backends",
         "rundir",
         "starts",
         "job",
@@ -42,7 +43,6 @@ ORDER = (
         "planning",
         "progress",
         "run",
-        "backends",
         "figures",
         "portrait",
     ),

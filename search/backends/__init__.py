@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from search.errors import ConfigError, UnsupportedError, closest
 
@@ -15,11 +15,19 @@ __all__ = ["BACKENDS", "backend"]
 
 
 class Entry(NamedTuple):
-    """Where a backend lives, and the packages it needs; the extra that installs them has the backend's name."""
+    """Where a backend lives, and what it needs; the extra that installs it has the backend's name.
+
+    Attributes:
+        module: Its module.
+        type: Its class.
+        writing: Packages, by their import names, that exporting needs.
+        checking: Packages that verifying needs besides.
+    """
 
     module: str
     type: str
-    packages: tuple[str, ...]
+    writing: tuple[str, ...] = ()
+    checking: tuple[str, ...] = ()
 
 
 BACKENDS: dict[str, Entry] = {
@@ -28,8 +36,12 @@ BACKENDS: dict[str, Entry] = {
 }
 
 
-def backend(name: str) -> Backend:
+def backend(name: str, use: Literal["plan", "export", "verify"] = "export") -> Backend:
     """Returns the backend of that name.
+
+    Args:
+        name: One of `BACKENDS`.
+        use: What for: asking what it can express needs no package, exporting and verifying do.
 
     Raises:
         ConfigError: If there is none.
@@ -38,10 +50,18 @@ def backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise ConfigError(f"there is no backend {name!r}{closest(name, BACKENDS)}; allowed: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
-    missing = [package for package in entry.packages if find_spec(package) is None]
+    needed = {"plan": (), "export": entry.writing, "verify": (*entry.writing, *entry.checking)}[use]
+    missing = [package for package in needed if not _is_installed(package)]
     if missing:
         raise UnsupportedError(
-            f"the {name} backend needs {' and '.join(missing)}; install with `pip install 'bitplan[{name}]'`"
+            f"the {name} backend needs {' and '.join(missing)} to {use}; install with `pip install 'bitplan[{name}]'`"
         )
     made: Backend = getattr(import_module(entry.module), entry.type)()
     return made
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # a parent of a dotted name
+        return False

@@ -1,146 +1,189 @@
-"""The contract every backend fulfils, and what it reports."""
+"""The contract every backend fulfils.
+
+A backend says beforehand what it makes of a layer's precision (`express`), which layers must share one (`ties`), writes
+a plan as its own files (`write`), and runs them (`run`). `export` and `verify` put the same frame around all of them:
+a folder that appears whole or not at all, with a manifest; and a check that the folder is the plan's, undamaged.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from hwmodels import Format, Precision
-from search.errors import UnsupportedError
+from hwmodels import Format, Layer, Network, Precision
+from hwmodels.precision import FLOAT_PRECISION
+from search.backends.artifact import check_folder, new_folder, write_manifest
+from search.backends.outcome import ExportReport, LayerExport, Validation, Verification
+from search.errors import DataError, UnsupportedError
 from search.plan import Plan
 from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
 
-Fidelity = Literal["exact", "contained", "altered", "float"]
-"""Computes what the simulation computes; the same values in wider storage; other values; not quantized."""
+Proof = Literal["executed", "validated", "emitted"]
+"""How this project proves a backend: by running it, by the real package's own reader, by its documentation."""
+
+Keep = Literal["exact", "contained", "any"]
+"""Which candidates a search for a backend keeps: what it stores as planned, also in wider storage, everything."""
+
+KEEPS: dict[Keep, frozenset[str]] = {
+    "exact": frozenset({"contained", "altered", "float"}),
+    "contained": frozenset({"altered", "float"}),
+    "any": frozenset(),
+}
+"""What each way refuses of a tensor that is to be quantized."""
 
 
-@dataclass(frozen=True)
-class LayerExport:
-    """What became of one layer.
+class Backend(ABC):
+    """Writes plans in the form that a runtime or a quantizer executes, and checks what becomes of them.
 
     Attributes:
-        name: The layer.
-        precision: What the plan asked for, such as `int3/uint6`.
-        weight: How faithfully the weight was exported.
-        input: How faithfully the input was exported.
-        compute: Type the runtime really multiplies in, such as `int8` or `fp32`; empty where it was not looked at.
-        note: Why, where it is not plainly exact; which values change where it is `altered`.
+        name: What the command line calls it; the extra that installs its packages has the same name.
+        proof: How this project proves it.
+        packages: Distributions that it reads or writes with, whose versions the manifest holds.
+        recalibrates: Whether it can find ranges of its own in place of the plan's.
+        places: Whether it quantizes the tensors between layers too, as `quantizer.placement=full` does.
+        usage: How to load the artifact: at most four lines for the README beside it; `{plan}` is the plan's name.
     """
 
-    name: str
-    precision: str
-    weight: Fidelity
-    input: Fidelity
-    compute: str = ""
-    note: str = ""
+    name: ClassVar[str]
+    proof: ClassVar[Proof]
+    packages: ClassVar[tuple[str, ...]] = ()
+    recalibrates: ClassVar[bool] = False
+    places: ClassVar[bool] = False
+    usage: ClassVar[str] = ""
 
+    @abstractmethod
+    def express(self, layer: Layer, precision: Precision) -> LayerExport:
+        """Says what becomes of a layer in a precision, by its kind and shape alone: before a search, and in reports."""
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export wrote, layer by layer."""
+    @abstractmethod
+    def write(self, plan: Plan, task: Task, folder: Path, recalibrate: bool) -> Sequence[LayerExport]:
+        """Writes the artifact into an empty folder, the same bytes every time; returns what became of each layer.
 
-    backend: str
-    files: tuple[Path, ...]
-    layers: tuple[LayerExport, ...]
+        Raises:
+            UnsupportedError: If the backend cannot export the model.
+        """
 
-    def require_faithful(self) -> None:
-        """Raises UnsupportedError, naming the layers, where a tensor the plan quantizes is altered or left in float."""
-        faults = []
-        for layer in self.layers:
-            planned = Precision.parse(layer.precision)
-            for side, format, became in (
-                ("weight", planned.weight, layer.weight),
-                ("input", planned.input, layer.input),
-            ):
-                if became == "altered" or (became == "float" and not format.is_float):
-                    faults.append(f"{side} of {layer.name} ({format}) is {became}")
-        if faults:
+    @abstractmethod
+    def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification | Validation:
+        """Runs the artifact over the task's report split in a fresh process, or has the real package read it."""
+
+    def ties(self, network: Network) -> list[list[str]]:
+        """Lists the layers that the backend runs as one, which must share a precision; none by default."""
+        return []
+
+    def refusal(self, layer: Layer, precision: Precision, keep: Keep = "exact") -> str | None:
+        """Why a candidate is left out of a search for this backend; None if it stays."""
+        found, refused = self.express(layer, precision), KEEPS[keep]
+        for side, format, became in found.sides:
+            if became in refused and not format.is_float:
+                why = f": {found.note}" if found.note else ""
+                return f"{self.name} would leave the {side} {became}{why}"
+        return None
+
+    def export(
+        self, plan: Plan, task: Task, path: Path, recalibrate: bool = False, strict: bool = False
+    ) -> ExportReport:
+        """Writes the artifact, a README and a manifest into the folder `path`, which appears whole or not at all.
+
+        Args:
+            plan: What to export.
+            task: The plan's.
+            path: A new folder, an empty one, or one that an export wrote, which is replaced.
+            recalibrate: Whether the backend finds ranges of its own in place of the plan's.
+            strict: Whether to refuse what the backend alters or leaves in float.
+
+        Raises:
+            UnsupportedError: If the backend cannot express the plan, find ranges, or export the model.
+            DataError: If `path` holds something else.
+        """
+        if plan.points and not self.places:
             raise UnsupportedError(
-                f"{self.backend} does not keep the plan: {'; '.join(faults)}. Export without --strict to accept that, "
-                "or search again in a space the backend can express"
+                f"{self.name} cannot express this plan: it was searched with quantizer.placement=full, and only inputs "
+                "of layers are quantized there; search with quantizer.placement=inputs"
             )
+        if recalibrate and not self.recalibrates:
+            raise UnsupportedError(f"{self.name} finds no ranges of its own; export without --recalibrate")
+        with new_folder(path) as folder:
+            layers = tuple(self.write(plan, task, folder, recalibrate))
+            files = tuple(sorted(path / file.relative_to(folder) for file in folder.rglob("*") if file.is_file()))
+            report = ExportReport(self.name, files, layers, recalibrate)
+            if strict:
+                report.require_faithful()
+            write_manifest(folder, plan, report, self.usage, self.versions())
+        return report
+
+    def verify(self, plan: Plan, task: Task, path: Path) -> Verification | Validation:
+        """Checks what `export` wrote to `path`: by running it, or with the real package's own reader.
+
+        Raises:
+            DataError: If the folder is missing, damaged, or not this plan's.
+            UnsupportedError: If the runtime refuses it.
+        """
+        return self.check(plan, task, path, check_folder(path, plan, self.name))
+
+    def versions(self) -> dict[str, str]:
+        """The installed versions of its packages."""
+        found = {}
+        for package in self.packages:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return found
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Measured seconds per forward pass, of runs interleaved with those it is compared with."""
+class Emitter(Backend):
+    """A backend whose files are not run here: they are read back, and given to the real package's own reader."""
 
-    name: str
-    batch: int
-    median_s: float
-    low_s: float
-    high_s: float
+    @abstractmethod
+    def read(self, folder: Path) -> Mapping[str, Precision]:
+        """Reads the precisions that the files give to layers, without the real package.
+
+        Raises:
+            DataError: If a file does not keep to its documented schema.
+        """
+
+    @abstractmethod
+    def validate(self, plan: Plan, task: Task, folder: Path) -> tuple[str, tuple[str, ...]]:
+        """Has the real package read the files.
+
+        Returns:
+            The package and its version, or the document where no package can be had; and what was checked, in words.
+
+        Raises:
+            UnsupportedError: If it refuses them.
+        """
+
+    def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Validation:
+        """Reads the files back, compares them with what runs, and has the real package read them."""
+        said, runs = self.read(folder), ExportReport(self.name, (), layers).policy
+        for name, precision in runs.items():
+            if said.get(name, FLOAT_PRECISION) != precision:
+                found = said.get(name, FLOAT_PRECISION)
+                raise DataError(f"the files in {folder} say {found} of layer {name}, the manifest {precision}")
+        unknown = next((name for name in said if name not in runs), None)
+        if unknown:
+            raise DataError(f"the files in {folder} name {unknown}, which is no layer of the plan")
+        by, checks = self.validate(plan, task, folder)
+        back = f"all {len(runs)} layers read back as exported"
+        return Validation(
+            self.name, "validated" if self.proof == "validated" else "emitted", by, (back, *checks), layers
+        )
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What an exported plan delivered on the report split.
-
-    Attributes:
-        backend: Name of the backend.
-        quality: The metric as the artifact achieved it.
-        promised: The metric the plan promises.
-        promised_low: Lower end of what the plan's interval allows; None where it has no interval.
-        promised_high: Upper end likewise.
-        samples: Samples measured.
-        agreement: Share of samples whose prediction (the largest output) is the simulation's.
-        largest_difference: Largest absolute difference from the simulation's outputs.
-        bytes_on_disk: Size of the artifact.
-        planned_bytes: Weight bytes the plan predicts.
-        latencies: The plan, float and uniform int8 on this machine.
-        layers: What became of each layer, with the compute type found in the runtime's optimised graph.
-    """
-
-    backend: str
-    quality: float
-    promised: float
-    promised_low: float | None
-    promised_high: float | None
-    samples: int
-    agreement: float
-    largest_difference: float
-    bytes_on_disk: int
-    planned_bytes: float
-    latencies: tuple[Latency, ...] = ()
-    layers: tuple[LayerExport, ...] = field(default=())
+def same(layer: Layer, precision: Precision, note: str = "", compute: str = "") -> LayerExport:
+    """A layer that is exported just as planned."""
+    weight: Literal["float", "exact"] = "float" if precision.weight.is_float else "exact"
+    input_: Literal["float", "exact"] = "float" if precision.input.is_float else "exact"
+    return LayerExport(layer.name, str(precision), weight, input_, compute, note)
 
 
 def channel_scale(simulated: QuantizedModel, layer: str, format: Format) -> Tensor:
     """Returns the scale of every output channel of a weight in a static integer format, shape `(channels,)`."""
     return simulated.weight_parameters(layer, format)["scale"].expand(simulated.network[layer].channels)
-
-
-def refuse_points(backend: str, plan: Plan) -> None:
-    """Raises UnsupportedError for a plan that quantizes tensors besides the inputs of layers."""
-    if plan.points:
-        raise UnsupportedError(
-            f"{backend} cannot express this plan: it was searched with quantizer.placement=full, and only inputs of "
-            "layers are quantized in the file; search with quantizer.placement=inputs"
-        )
-
-
-class Backend(ABC):
-    """Writes plans in the form a runtime executes, and checks what the runtime makes of them.
-
-    Attributes:
-        name: What the command line calls it.
-    """
-
-    name: str
-
-    @abstractmethod
-    def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
-        """Writes the artifact into the folder `path`.
-
-        Raises:
-            UnsupportedError: If the backend cannot express the plan or export the model.
-        """
-
-    @abstractmethod
-    def verify(self, plan: Plan, task: Task, path: Path) -> Verification:
-        """Runs the artifact in `path` over the task's report split, in a fresh process."""

@@ -23,7 +23,6 @@ from search.quantize.affine import Range, weight_codes
 from search.quantize.simulate import QuantizedModel
 
 INT32_HIGHEST = 2**31 - 1
-PLAN_KEY = "bitplan.plan"  # metadata of a file: digest of the plan it was made from
 
 
 def input_storage(format: Format) -> Format:
@@ -78,8 +77,8 @@ def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Pre
     return model
 
 
-def save(model: Any, path: Path, plan: str = "") -> None:
-    """Writes a graph, naming the plan it was made from, and checks that it is valid ONNX.
+def save(model: Any, path: Path) -> None:
+    """Writes a graph, and checks that it is valid ONNX.
 
     Raises:
         UnsupportedError: If it is not, as where the exporter translated an operation wrongly.
@@ -88,7 +87,6 @@ def save(model: Any, path: Path, plan: str = "") -> None:
     import onnx_ir as ir
 
     proto = ir.to_proto(model)
-    proto.metadata_props.add(key=PLAN_KEY, value=plan)
     for value in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         del value.metadata_props[:]  # the exporter's stack traces, longer than the weights of a small network
     try:

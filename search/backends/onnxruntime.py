@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwmodels import Precision
-from search.backends.base import Backend, ExportReport, Fidelity, LayerExport, Verification, refuse_points
+from hwmodels import Layer, Precision
+from search.backends.base import Backend
 from search.backends.onnx_capture import call_arguments, capture, layers_in
-from search.backends.onnx_quantize import PLAN_KEY, input_storage, quantized, save, weight_storage
+from search.backends.onnx_quantize import input_storage, quantized, save, weight_storage
+from search.backends.outcome import Fidelity, LayerExport, Verification
 from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
-from search.errors import DataError, UnsupportedError
+from search.errors import UnsupportedError
 from search.plan import Plan
 from search.policy import Policy
 from search.tasks.task import Task, tensors_in
@@ -42,35 +43,40 @@ class OnnxRuntime(Backend):
     """Writes weights of 4, 8 and 16 bits in their own types, other widths in the next wider one."""
 
     name = "onnxruntime"
+    proof = "executed"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    usage = """
+    import onnxruntime
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: batch})  # float32, samples first
+    """
 
-    def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
-        """Writes `model.onnx` into the folder `path`."""
-        refuse_points(self.name, plan)
+    def express(self, layer: Layer, precision: Precision) -> LayerExport:
+        """Formats with integer codes keep them; other weights keep their values, other inputs are refused."""
+        return _exported_layer(layer.name, precision, ())
+
+    def write(self, plan: Plan, task: Task, folder: Path, recalibrate: bool) -> Sequence[LayerExport]:
+        """Writes `model.onnx`."""
         simulated = plan.simulate(task.model)
         simulated.apply({})
-        path.mkdir(parents=True, exist_ok=True)
-        file = path / MODEL
         captured = capture(simulated.model, plan.network, task.example_input)
-        save(quantized(captured, simulated, plan.policy), file, plan.digest)
-        return ExportReport(self.name, (file,), exported_layers(plan, file))
+        save(quantized(captured, simulated, plan.policy), folder / MODEL)
+        return exported_layers(plan, folder / MODEL)
 
-    def verify(self, plan: Plan, task: Task, path: Path) -> Verification:
+    def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification:
         """Runs `model.onnx` over the report split, beside the float network and the one at 8 bits everywhere."""
-        file = path / MODEL
-        _check(plan, file)
         simulated = plan.simulate(task.model)
         recording = record(task, simulated.model)
         policies = {"float": Policy({}), "int8": uniform_int8(plan, task, simulated)}
         captured = capture(simulated.model, plan.network, task.example_input)
-        with tempfile.TemporaryDirectory() as folder:
-            models = {"plan": file}
+        with tempfile.TemporaryDirectory() as temporary:
+            models = {"plan": folder / MODEL}
             for name, policy in policies.items():
-                models[name] = Path(folder) / f"{name}.onnx"
+                models[name] = Path(temporary) / f"{name}.onnx"
                 save(quantized(captured, simulated, policy), models[name])
-            returned, seconds = run_in_fresh_process(models, recording.calls, Path(folder))
+            returned, seconds = run_in_fresh_process(models, recording.calls, Path(temporary))
         outputs = replay(task, recording, returned)
-        layers = exported_layers(plan, file)
-        return compare(plan, task, recording, outputs, [file], seconds, layers, self.name)
+        return compare(plan, task, recording, outputs, folder, seconds, layers, self.name)
 
 
 def run_in_fresh_process(
@@ -173,15 +179,3 @@ def optimized_graph(file: Path) -> Any:
         except (errors.Fail, errors.InvalidGraph, errors.NotImplemented, errors.RuntimeException) as error:
             raise UnsupportedError(f"onnxruntime does not load {file}: {error}") from error
         return onnx.load(optimized).graph
-
-
-def _check(plan: Plan, file: Path) -> None:
-    import onnx
-
-    if not file.is_file():
-        raise DataError(f"no {file}; write it first with `bitplan export PLAN --to onnxruntime --out {file.parent}`")
-    made_from = next((prop.value for prop in onnx.load(file).metadata_props if prop.key == PLAN_KEY), "")
-    if made_from != plan.digest:
-        raise DataError(
-            f"{file} was exported from plan {made_from or 'unknown'}, not from {plan.digest}; export it again"
-        )

@@ -23,17 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from hwmodels import Format, Layer, Precision
-from search.backends.base import (
-    Backend,
-    ExportReport,
-    Fidelity,
-    LayerExport,
-    Verification,
-    channel_scale,
-    refuse_points,
-)
+from search.backends.artifact import check_folder
+from search.backends.base import Backend, channel_scale
+from search.backends.outcome import ExportReport, Fidelity, LayerExport, Verification
+from search.backends.realize import simulate
 from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
-from search.errors import DataError, UnsupportedError
+from search.errors import UnsupportedError
 from search.plan import Plan
 from search.quantize.affine import weight_codes
 from search.quantize.simulate import QuantizedModel, exact_inference
@@ -49,32 +44,44 @@ class TorchAO(Backend):
     """Writes `model.pt`, the state dict, and `torchao.json`, the configuration torchao calls such weights by."""
 
     name = "torchao"
+    proof = "executed"
+    packages = ("torchao",)
+    usage = """
+    import torchao, torch
+    from search.backends.torchao import load
+    model = load(search.Plan.load("plan.json"), float_model, Path("this folder"))
+    """
 
-    def export(self, plan: Plan, task: Task, path: Path) -> ExportReport:
-        """Writes the artifact into the folder `path`; `load` reads it back."""
-        refuse_points(self.name, plan)
+    def express(self, layer: Layer, precision: Precision) -> LayerExport:
+        """Weights keep their codes where torchao has a tensor for them; inputs stay in float."""
+        return _exported_layer(layer, precision)
+
+    def write(self, plan: Plan, task: Task, folder: Path, recalibrate: bool) -> Sequence[LayerExport]:
+        """Writes state dict and configuration; `load` reads the first back."""
         simulated = plan.simulate(task.model)
-        path.mkdir(parents=True, exist_ok=True)
-        torch.save(state_of(simulated, plan.policy), path / STATE)
+        torch.save(state_of(simulated, plan.policy), folder / STATE)
         config = {"plan": plan.digest, "config": configuration(plan)}
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        return ExportReport(self.name, (path / STATE, path / CONFIG), exported_layers(plan))
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        return exported_layers(plan)
 
-    def verify(self, plan: Plan, task: Task, path: Path) -> Verification:
+    def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification:
         """Runs the artifact over the report split, beside the float network and the one with 8-bit weights."""
-        _check(plan, path)
-        simulated = plan.simulate(task.model)
+        report = ExportReport(self.name, (), layers)
+        simulated = simulate(plan, task, report.policy)
         recording = record(task, simulated.model)
         int8 = uniform_int8(plan, task, simulated)
-        with tempfile.TemporaryDirectory() as folder:
-            states = {"plan": path / STATE, "float": Path(folder) / "float.pt", "int8": Path(folder) / "int8.pt"}
+        with tempfile.TemporaryDirectory() as temporary:
+            states = {
+                "plan": folder / STATE,
+                "float": Path(temporary) / "float.pt",
+                "int8": Path(temporary) / "int8.pt",
+            }
             torch.save(state_of(simulated, {}), states["float"])
             torch.save(state_of(simulated, int8), states["int8"])
             simulated.apply({})
-            returned, seconds = run_in_fresh_process(simulated.model, states, recording.calls, Path(folder))
+            returned, seconds = run_in_fresh_process(simulated.model, states, recording.calls, Path(temporary))
         outputs = replay(task, recording, returned)
-        files = (path / STATE, path / CONFIG)
-        return compare(plan, task, recording, outputs, files, seconds, exported_layers(plan), self.name)
+        return compare(plan, task, recording, outputs, folder, seconds, layers, self.name)
 
 
 def load(plan: Plan, model: nn.Module, path: Path) -> nn.Module:
@@ -83,7 +90,7 @@ def load(plan: Plan, model: nn.Module, path: Path) -> nn.Module:
     Raises:
         DataError: If the folder holds no export of this plan, or `model` is not the plan's.
     """
-    _check(plan, path)
+    check_folder(path, plan, TorchAO.name)
     simulated = plan.simulate(model)
     simulated.apply({})
     return _with_state(simulated.model, path / STATE)
@@ -163,7 +170,8 @@ def _exported_layer(layer: Layer, precision: Precision) -> LayerExport:
     if not precision.input.is_float:
         notes.append(f"torchao takes no {precision.input} input with a given range: the input stays in float")
     # torchao's weight-only tensors dequantize themselves in front of the float kernel.
-    return LayerExport(layer.name, str(precision), fidelity, "float", "fp32", "; ".join(notes))
+    runs = "" if precision.input.is_float else str(Precision(precision.weight))
+    return LayerExport(layer.name, str(precision), fidelity, "float", "fp32", "; ".join(notes), runs)
 
 
 def run_in_fresh_process(
@@ -235,15 +243,6 @@ def _torchao() -> Any:
         import torchao.quantization
 
     return torchao.quantization
-
-
-def _check(plan: Plan, path: Path) -> None:
-    for file in (path / STATE, path / CONFIG):
-        if not file.is_file():
-            raise DataError(f"no {file}; write it first with `bitplan export PLAN --to torchao --out {path}`")
-    made_from = json.loads((path / CONFIG).read_text())["plan"]
-    if made_from != plan.digest:
-        raise DataError(f"{path} was exported from plan {made_from}, not from {plan.digest}; export it again")
 
 
 if __name__ == "__main__":

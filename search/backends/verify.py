@@ -8,6 +8,7 @@ player in place of the model that returns, call by call, what the artifact retur
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hwmodels import Precision
-from search.backends.base import Latency, LayerExport, Verification
+from search.backends.artifact import artifact_files
+from search.backends.outcome import Latency, LayerExport, Verification
 from search.errors import UnsupportedError
 from search.plan import Plan
 from search.policy import Policy
+from search.quality.evaluate import batch_scores
+from search.quality.interval import drop_interval
+from search.quantize.fold import Fold, apply_folds
 from search.quantize.simulate import QuantizedModel, exact_inference
 from search.tasks.task import Task
+from search.trace import parameter_of
 
 WARMUP, RUNS, THREADS = 5, 40, 2
 INT8 = Precision.parse("int8/uint8")
@@ -122,7 +128,7 @@ def compare(
     task: Task,
     recording: Recording,
     outputs: Sequence[Tensor],
-    files: Iterable[Path],
+    folder: Path,
     seconds: Mapping[str, Sequence[float]],
     layers: tuple[LayerExport, ...],
     backend: str,
@@ -132,33 +138,58 @@ def compare(
     Args:
         plan: The plan.
         task: Scores the outputs.
-        recording: The simulation's outputs.
+        recording: The simulation's outputs, of the precisions that run.
         outputs: The artifact's outputs, batch by batch.
-        files: The artifact.
+        folder: Holds the artifact.
         seconds: Measured seconds per forward pass, by name of what ran.
         layers: What became of each layer.
         backend: Name of the backend.
     """
     pairs = list(zip(outputs, recording.outputs, strict=True))
-    scores = torch.cat([task.score(found, batch) for found, batch in zip(outputs, recording.batches, strict=True)])
+    scored = zip(outputs, recording.batches, strict=True)
+    scores = torch.cat([task.score(found, batch) for found, batch in scored]).double().cpu().numpy()
     agreeing = torch.cat([(found.argmax(-1) == expected.argmax(-1)).flatten() for found, expected in pairs])
-    promise, ends = plan.quality, (plan.quality.drop_low, plan.quality.drop_high)
+    promise, quality = plan.quality, task.reduce(scores)
     sign = -1 if promise.higher_is_better else 1
-    reach = sorted(promise.float_value + sign * end for end in ends if end is not None)
+
+    def around(ends: Iterable[float | None]) -> tuple[float | None, float | None]:
+        """The metric at both ends of a drop's interval."""
+        found = sorted(promise.float_value + sign * end for end in ends if end is not None and math.isfinite(end))
+        return (found[0], found[1]) if len(found) == 2 else (None, None)
+
+    low, high = around(drop_interval(task, scores, batch_scores(task, task.model, recording.batches))[1:])
+    promised_low, promised_high = around((promise.drop_low, promise.drop_high))
     return Verification(
         backend=backend,
-        quality=task.reduce(scores.double().cpu().numpy()),
+        quality=quality,
+        low=low,
+        high=high,
         promised=promise.value,
-        promised_low=reach[0] if reach else None,
-        promised_high=reach[-1] if reach else None,
+        promised_low=promised_low,
+        promised_high=promised_high,
+        higher_is_better=promise.higher_is_better,
         samples=len(scores),
         agreement=float(agreeing.double().mean()),
         largest_difference=max(float((found - expected).abs().max()) for found, expected in pairs),
-        bytes_on_disk=sum(path.stat().st_size for path in files),
+        bytes_on_disk=sum(file.stat().st_size for file in artifact_files(folder)),
         planned_bytes=sum(layer.weight_bytes for layer in plan.layers),
+        other_bytes=_other_bytes(plan, task),
         latencies=latencies(seconds),
         layers=layers,
     )
+
+
+def _other_bytes(plan: Plan, task: Task) -> float:
+    """What a model holds beside its layers' weights: biases and other parameters and buffers, each counted once."""
+    folded = apply_folds(task.model, tuple(Fold(*names) for names in plan.model.folded))
+    weights = {id(_weight(folded, layer)) for layer in plan.network.names}
+    tensors = {id(tensor): tensor for tensor in (*folded.parameters(), *folded.buffers())}
+    return float(sum(tensor.nbytes for key, tensor in tensors.items() if key not in weights))
+
+
+def _weight(model: nn.Module, layer: str) -> nn.Parameter:
+    owner, parameter = parameter_of(model, layer)
+    return owner.get_parameter(parameter)
 
 
 def uniform_int8(plan: Plan, task: Task, simulated: QuantizedModel) -> Policy:

@@ -1,0 +1,134 @@
+"""The folder an export writes: the artifact, five lines on how to load it, and a manifest with digests.
+
+A folder appears whole or not at all, and exporting twice gives the same bytes. `manifest.json` names the plan and the
+backend, what became of every layer, and the SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from search.backends.outcome import ExportReport, LayerExport
+from search.errors import DataError
+from search.files import write_json
+from search.plan import Plan
+
+MANIFEST, README = "manifest.json", "README.md"
+SCHEMA = "bitplan-export/1"
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, and puts it in the place of `path` when the block ends without an error.
+
+    Raises:
+        DataError: If `path` holds something that no export wrote.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not _is_replaceable(path):
+        raise DataError(f"{path} holds something that no export wrote; name a new folder with --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid4().hex}.old")
+            os.replace(path, old)
+            os.replace(aside, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_replaceable(path: Path) -> bool:
+    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
+
+
+def write_manifest(folder: Path, plan: Plan, report: ExportReport, usage: str, versions: Mapping[str, str]) -> None:
+    """Writes README and manifest beside an artifact.
+
+    Args:
+        folder: Holds the artifact and nothing else.
+        plan: What was exported.
+        report: What became of it.
+        usage: How to load the artifact, at most four lines.
+        versions: Of the packages it was written with.
+    """
+    title = f"# {plan.task}, plan {plan.digest}, for {report.backend}"
+    (folder / README).write_text(f"{title}\n{usage.strip()}\n", encoding="utf-8")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    write_json(
+        folder / MANIFEST,
+        {
+            "schema": SCHEMA,
+            "backend": report.backend,
+            "plan": plan.digest,
+            "plan_tensors": plan.tensors.sha256,
+            "task": plan.task,
+            "model": plan.model.fingerprint,
+            "recalibrated": report.recalibrated,
+            "versions": dict(versions),
+            "files": {str(file.relative_to(folder)): _digest(file) for file in files},
+            "layers": [asdict(layer) for layer in report.layers],
+        },
+    )
+
+
+def check_folder(path: Path, plan: Plan, backend: str) -> tuple[LayerExport, ...]:
+    """Checks that a folder is an undamaged export of a plan for a backend; returns what became of each layer.
+
+    Raises:
+        DataError: If it is not.
+    """
+    manifest = read_manifest(path)
+    again = f"export it again with `bitplan export PLAN --to {backend} --out {path}`"
+    if manifest["backend"] != backend:
+        raise DataError(f"{path} was exported for {manifest['backend']}, not for {backend}; {again}")
+    if (manifest["plan"], manifest["plan_tensors"]) != (plan.digest, plan.tensors.sha256):
+        raise DataError(f"{path} was exported from plan {manifest['plan']}, not from {plan.digest}; {again}")
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file():
+            raise DataError(f"{path} lacks {name}; {again}")
+        if _digest(path / name) != digest:
+            raise DataError(f"{path / name} is damaged: its sha256 is not the manifest's; {again}")
+    return tuple(LayerExport(**layer) for layer in manifest["layers"])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest of an export.
+
+    Raises:
+        DataError: If there is none, or it is damaged.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise DataError(f"no {file}; write it first with `bitplan export PLAN --to BACKEND --out {path}`")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise DataError(f"{file} is no manifest of schema {SCHEMA!r}; export again")
+    return manifest
+
+
+def artifact_files(path: Path) -> list[Path]:
+    """The files of the artifact proper, without README and manifest."""
+    beside = {path / MANIFEST, path / README}
+    return sorted(file for file in path.rglob("*") if file.is_file() and file not in beside)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
