@@ -103,7 +103,7 @@ def test_inputs_stay_in_float_and_that_is_said(tmp_path: Path) -> None:
     task = ModelTask(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
     plan, report = exported(task, "int8/uint4", tmp_path)
     [layer] = report.layers
-    assert layer == LayerExport("0", "int8/uint4", "exact", "float", "fp32", layer.note)
+    assert layer == LayerExport("0", "int8/uint4", "exact", "float", "fp32", layer.note, "int8/float")
     assert "uint4" in layer.note
     weights_alone = make_plan(task, "int8/float").apply(task.model)(task.example_input)
     torch.testing.assert_close(loaded(plan, task.model, tmp_path)(task.example_input), weights_alone)

@@ -15,24 +15,46 @@ __all__ = ["BACKENDS", "backend"]
 
 
 class Entry(NamedTuple):
-    """Where a backend lives, and what it needs; the extra that installs it has the backend's name.
+    """Where a backend lives, and what it needs.
 
     Attributes:
-        module: Its module.
+        module: Its module in this package.
         type: Its class.
+        extra: The extra that installs its packages.
         writing: Packages, by their import names, that exporting needs.
         checking: Packages that verifying needs besides.
     """
 
     module: str
     type: str
+    extra: str
     writing: tuple[str, ...] = ()
     checking: tuple[str, ...] = ()
 
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+
 BACKENDS: dict[str, Entry] = {
-    "onnxruntime": Entry("search.backends.onnxruntime", "OnnxRuntime", ("onnx", "onnxscript", "onnxruntime")),
-    "torchao": Entry("search.backends.torchao", "TorchAO", ("torchao",)),
+    "onnxruntime": Entry("onnxruntime", "OnnxRuntime", "onnxruntime", ONNX),
+    "matmulnbits": Entry("matmulnbits", "MatMulNBits", "onnxruntime", ONNX),
+    "openvino": Entry("openvino", "OpenVino", "openvino", ONNX, ("openvino",)),
+    "tensorrt": Entry("tensorrt", "TensorRT", "tensorrt", ONNX, ("tensorrt",)),
+    "torchao": Entry("torchao", "TorchAO", "torchao", ("torchao",)),
+    "x86inductor": Entry("x86inductor", "X86Inductor", "torchao", ("torchao",)),
+    "executorch": Entry("executorch", "ExecuTorch", "executorch", (), ("executorch",)),
+    "compressed-tensors": Entry(
+        "compressed_tensors", "CompressedTensors", "compressed-tensors", ("transformers",), ("compressed_tensors",)
+    ),
+    "vllm": Entry("vllm", "VLLM", "compressed-tensors", ("transformers",), ("compressed_tensors",)),
+    "gptqmodel": Entry("gptqmodel", "GPTQModel", "gptqmodel", (), ("gptqmodel",)),
+    "auto-round": Entry("autoround", "AutoRound", "auto-round", (), ("auto_round",)),
+    "modelopt": Entry("modelopt", "ModelOpt", "modelopt", (), ("modelopt",)),
+    "brevitas": Entry("brevitas", "Brevitas", "brevitas", (), ("brevitas",)),
+    "nncf": Entry("nncf", "NNCF", "nncf", (), ("nncf",)),
+    "aimet": Entry("aimet", "Aimet", "aimet", (), ("aimet_torch",)),
+    "coreml": Entry("coreml", "CoreML", "coreml", (), ("coremltools",)),
+    "litert": Entry("litert", "LiteRT", "litert", (), ("ai_edge_quantizer",)),
+    "llamacpp": Entry("llamacpp", "LlamaCpp", "llamacpp", (), ("gguf",)),
 }
 
 
@@ -54,9 +76,10 @@ def backend(name: str, use: Literal["plan", "export", "verify"] = "export") -> B
     missing = [package for package in needed if not _is_installed(package)]
     if missing:
         raise UnsupportedError(
-            f"the {name} backend needs {' and '.join(missing)} to {use}; install with `pip install 'bitplan[{name}]'`"
+            f"the {name} backend needs {' and '.join(missing)} to {use}; "
+            f"install with `pip install 'bitplan[{entry.extra}]'`"
         )
-    made: Backend = getattr(import_module(entry.module), entry.type)()
+    made: Backend = getattr(import_module(f"search.backends.{entry.module}"), entry.type)()
     return made
 
 

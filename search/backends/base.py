@@ -45,6 +45,8 @@ class Backend(ABC):
         name: What the command line calls it; the extra that installs its packages has the same name.
         proof: How this project proves it.
         packages: Distributions that it reads or writes with, whose versions the manifest holds.
+        ranges: `plan` where the artifact carries the plan's ranges; `own` where the backend finds its own from a
+            configuration: all that it quantizes is altered then, and no candidate is left out for that alone.
         recalibrates: Whether it can find ranges of its own in place of the plan's.
         places: Whether it quantizes the tensors between layers too, as `quantizer.placement=full` does.
         usage: How to load the artifact: at most four lines for the README beside it; `{plan}` is the plan's name.
@@ -53,6 +55,7 @@ class Backend(ABC):
     name: ClassVar[str]
     proof: ClassVar[Proof]
     packages: ClassVar[tuple[str, ...]] = ()
+    ranges: ClassVar[Literal["plan", "own"]] = "plan"
     recalibrates: ClassVar[bool] = False
     places: ClassVar[bool] = False
     usage: ClassVar[str] = ""
@@ -80,8 +83,10 @@ class Backend(ABC):
     def refusal(self, layer: Layer, precision: Precision, keep: Keep = "exact") -> str | None:
         """Why a candidate is left out of a search for this backend; None if it stays."""
         found, refused = self.express(layer, precision), KEEPS[keep]
-        for side, format, became in found.sides:
-            if became in refused and not format.is_float:
+        runs = Precision.parse(found.runs or found.precision)
+        for (side, format, became), running in zip(found.sides, (runs.weight, runs.input), strict=True):
+            is_own_range = self.ranges == "own" and became == "altered" and running == format
+            if became in refused and not format.is_float and not is_own_range:
                 why = f": {found.note}" if found.note else ""
                 return f"{self.name} would leave the {side} {became}{why}"
         return None
