@@ -17,7 +17,7 @@ from search.backends.outcome import ExportReport, Validation, Verification
 from search.budget import Budget
 from search.config import named_hardware, named_strategy
 from search.errors import ConfigError
-from search.job import Job, RecoverSettings, Settings, SpaceSettings, settings
+from search.job import ExportSettings, Job, RecoverSettings, Settings, SpaceSettings, settings
 from search.plan import Plan
 from search.progress import Progress
 from search.quality.racing import Racing
@@ -46,6 +46,7 @@ def find_plan(
     workload: Workload | None = None,
     racing: Mapping[str, Any] | Racing | None = None,
     recover: Sequence[Any] | Mapping[str, Any] | RecoverSettings = (),
+    backends: Sequence[str] | Mapping[str, Any] | ExportSettings = (),
     seed: int = 0,
     run_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -72,6 +73,8 @@ def find_plan(
             Default: all are measured in full.
         recover: Repairs applied to the winner, such as `["gptq", {"finetune": {"steps": 200}}]`, or what
             `search.job.RecoverSettings` holds.
+        backends: What the plan is for, such as `["onnxruntime"]`: the search keeps to what they store as planned, and
+            `search.export` then writes it; or what `search.job.ExportSettings` holds.
         seed: Seed of the strategy.
         run_dir: Where the run's files go; name an earlier one to resume it. Default: a new folder in `runs/`.
         progress: Where to show how far it is.
@@ -99,6 +102,9 @@ def find_plan(
         racing=None if racing is None else _settings(Racing, racing, "racing"),
         recover=_settings(
             RecoverSettings, {"steps": list(recover)} if isinstance(recover, Sequence) else recover, "recover"
+        ),
+        export=_settings(
+            ExportSettings, {"backends": list(backends)} if isinstance(backends, Sequence) else backends, "export"
         ),
         seed=seed,
     )
@@ -192,6 +198,7 @@ def _with_config(job: Job) -> Job:
         "workload": asdict(job.workload),
         "racing": asdict(job.racing) if job.racing else None,
         "recover": asdict(job.recover),
+        "export": asdict(job.export),
         "seed": job.seed,
         "model": type(job.task.model).__name__,
     }

@@ -6,9 +6,9 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hwmodels import Format, Layer, Network
+from hwmodels import CostModel, Format, Layer, Network
 from hwmodels.precision import Precision, Side
 from search.errors import ConfigError
 from search.space import SearchSpace, Unit
@@ -35,6 +35,13 @@ class Dropped:
     why: str
 
 
+class Refusal(NamedTuple):
+    """Why a layer cannot have a precision, and which sides of it are at fault."""
+
+    why: str
+    sides: tuple[Side, ...] = ("weight", "input")
+
+
 class Target(Protocol):
     """What can refuse to run a layer in a precision: a device, or a backend."""
 
@@ -42,12 +49,40 @@ class Target(Protocol):
     def name(self) -> str:
         """Its name."""
 
-    def refusal(self, layer: Layer, precision: Precision) -> str | None:
-        """Why it cannot; None if it can."""
+    @property
+    def remedy(self) -> str:
+        """What to do where it leaves nothing."""
+
+    def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
+        """Why it cannot run a layer in a precision; None if it can."""
 
 
-def runnable(space: SearchSpace, network: Network, *targets: Target) -> tuple[SearchSpace, tuple[Dropped, ...]]:
-    """Drops from a space what a target, such as the device, refuses to run.
+@dataclass(frozen=True)
+class DeviceTarget:
+    """A device as a target: of a pair of formats that it has no kernel for, either may be at fault."""
+
+    cost_model: CostModel
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.cost_model.name
+
+    @property
+    def remedy(self) -> str:
+        """Where its capabilities are listed."""
+        return f"`bitplan hardware show {self.name}` lists what it can run"
+
+    def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
+        """What the cost model says."""
+        why = self.cost_model.refusal(layer, precision)
+        return None if why is None else Refusal(why)
+
+
+def runnable(
+    space: SearchSpace, network: Network, cost_model: CostModel, targets: Iterable[Target] = ()
+) -> tuple[SearchSpace, tuple[Dropped, ...]]:
+    """Drops from a space what the device, or another target, refuses to run.
 
     The choices of a unit are all pairs of its formats. Where a target refuses some of the pairs, the format most of
     whose pairs it refuses goes first, the wider of two, until no refused pair is left.
@@ -56,7 +91,7 @@ def runnable(space: SearchSpace, network: Network, *targets: Target) -> tuple[Se
         ConfigError: If a decision would be left without any format.
     """
     dropped: tuple[Dropped, ...] = ()
-    for target in targets:
+    for target in (DeviceTarget(cost_model), *targets):
         space, more = _runnable(space, network, target)
         dropped += more
     return space, dropped
@@ -81,18 +116,12 @@ def _runnable(space: SearchSpace, network: Network, target: Target) -> tuple[Sea
             decision = space.decisions[index]
             raise ConfigError(
                 f"{target.name} can run none of space.{decision.side} = "
-                f"{', '.join(map(str, decision.formats))} for {', '.join(decision.layers[:4])}: {why}. "
-                f"{_remedy(target)}"
+                f"{', '.join(map(str, decision.formats))} for {', '.join(decision.layers[:4])}: {why}. {target.remedy}"
             )
     if not dropped:
         return space, ()
     kept = space.restricted({index: tuple(allowed) for index, allowed in enumerate(formats)})
     return kept, tuple(_record(space, entry, why) for entry, why in dropped.items())
-
-
-def _remedy(target: Target) -> str:
-    own: str | None = getattr(target, "remedy", None)
-    return own or f"`bitplan hardware show {target.name}` lists what it can run"
 
 
 def without(space: SearchSpace, dropped: Iterable[Mapping[str, Any]]) -> SearchSpace:
@@ -124,24 +153,25 @@ def _count(layers: Sequence[str]) -> str:
 
 def _refused(
     space: SearchSpace, network: Network, target: Target, formats: list[list[Format]]
-) -> list[tuple[tuple[Entry, Entry], str]]:
-    """The pairs of entries that the device refuses for some layer, with its reason."""
+) -> list[tuple[tuple[Entry, ...], str]]:
+    """The entries at fault in every pair that the target refuses for some layer, with its reason."""
     found = []
     for unit in space.units:
         for weight, input_ in itertools.product(formats[unit.weight], formats[unit.input]):
-            why = next(_refusals(space, network, target, unit.layers, Precision(weight, input_)), None)
-            if why is not None:
-                found.append((((unit.weight, weight), (unit.input, input_)), why))
+            refusal = next(_refusals(space, network, target, unit.layers, Precision(weight, input_)), None)
+            if refusal is not None:
+                entries: dict[Side, Entry] = {"weight": (unit.weight, weight), "input": (unit.input, input_)}
+                found.append((tuple(entries[side] for side in refusal.sides), refusal.why))
     return found
 
 
 def _refusals(
     space: SearchSpace, network: Network, target: Target, layers: tuple[str, ...], choice: Precision
-) -> Iterator[str]:
+) -> Iterator[Refusal]:
     for layer in layers:
-        why = target.refusal(network[layer], space.precision_of(layer, choice))
-        if why is not None:
-            yield why
+        refusal = target.refuses(network[layer], space.precision_of(layer, choice))
+        if refusal is not None:
+            yield refusal
 
 
 def _pairs(space: SearchSpace, formats: list[list[Format]], entry: Entry) -> int:

@@ -94,7 +94,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     ties = joined([*asked, *map(list, shared_parameters(folded.model, network)), *deployment.ties(network)], network)
     run.update(ties=ties)
     asked_for = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
-    space, dropped = runnable(asked_for, network, job.cost_model, *deployment.targets)
+    space, dropped = runnable(asked_for, network, job.cost_model, deployment.targets)
     run.update(dropped=[asdict(entry) for entry in dropped])
     pricing = Pricing.of(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))

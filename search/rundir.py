@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from search.quality.evaluate import Quality
 
-UNRELATED = ("tracking", "export", "run_dir", "run_root")
+UNRELATED = ("tracking", "run_dir", "run_root")
 """Settings that may change when a run is resumed: they do not touch what is searched."""
 
 

@@ -20,6 +20,7 @@ from hwmodels.precision import FLOAT_PRECISION
 from search.backends.artifact import check_folder, new_folder, write_manifest
 from search.backends.outcome import ExportReport, LayerExport, Validation, Verification
 from search.errors import DataError, UnsupportedError
+from search.legal import Refusal
 from search.plan import Plan
 from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
@@ -80,7 +81,7 @@ class Backend(ABC):
         """Lists the layers that the backend runs as one, which must share a precision; none by default."""
         return []
 
-    def refusal(self, layer: Layer, precision: Precision, keep: Keep = "exact") -> str | None:
+    def refuses(self, layer: Layer, precision: Precision, keep: Keep = "exact") -> Refusal | None:
         """Why a candidate is left out of a search for this backend; None if it stays."""
         found, refused = self.express(layer, precision), KEEPS[keep]
         runs = Precision.parse(found.runs or found.precision)
@@ -88,7 +89,7 @@ class Backend(ABC):
             is_own_range = self.ranges == "own" and became == "altered" and running == format
             if became in refused and not format.is_float and not is_own_range:
                 why = f": {found.note}" if found.note else ""
-                return f"{self.name} would leave the {side} {became}{why}"
+                return Refusal(f"{self.name} would leave the {side} {became}{why}", (side,))
         return None
 
     def export(

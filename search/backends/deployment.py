@@ -10,6 +10,7 @@ from hwmodels import Layer, Network, Precision
 from search.backends import backend
 from search.backends.base import Backend, Keep
 from search.errors import ConfigError
+from search.legal import Refusal
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class BackendTarget:
         others = "contained or export.keep=any" if self.keep == "exact" else "any"
         return f"name other formats, or search with export.keep={others}"
 
-    def refusal(self, layer: Layer, precision: Precision) -> str | None:
+    def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
         """Why a candidate is left out; None if it stays."""
-        return self.backend.refusal(layer, precision, self.keep)
+        return self.backend.refuses(layer, precision, self.keep)
 
 
 @dataclass(frozen=True)

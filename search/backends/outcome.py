@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hwmodels import Format, Precision
+from hwmodels.precision import Side
 from search.errors import UnsupportedError
 from search.policy import Policy
 
@@ -40,7 +41,7 @@ class LayerExport:
     runs: str = ""
 
     @property
-    def sides(self) -> tuple[tuple[str, Format, Fidelity], ...]:
+    def sides(self) -> tuple[tuple[Side, Format, Fidelity], ...]:
         """Weight and input: the format that was planned, and what became of it."""
         planned = Precision.parse(self.precision)
         return ("weight", planned.weight, self.weight), ("input", planned.input, self.input)
