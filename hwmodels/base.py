@@ -48,6 +48,10 @@ class CostModel(ABC):
         """Why the target cannot run a layer at a precision; None where it can, if only by falling back."""
         return None
 
+    def with_integer_operations(self) -> CostModel:
+        """The target as it runs graphs that are quantized between layers, too; itself where that is no difference."""
+        return self
+
     def confirm(self, network: Network, policy: Mapping[str, Precision], workload: Workload) -> CostReport | None:
         """Prices a policy by an oracle too slow for searching, to settle a shortlist; None where there is none."""
         return None

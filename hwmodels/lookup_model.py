@@ -110,6 +110,13 @@ class Lookup(CostModel):
             if known.setdefault(run, found) is found:
                 self._groups[(*grouping(timing.site), run, timing.threads)].append(timing)
 
+    def with_integer_operations(self) -> Lookup:
+        """The same table, the device's additions, concatenations and pooling in integers."""
+        device = None if self.device is None else replace(self.device, operations="integer")
+        if device is None:
+            return self
+        return Lookup(self.table, device, None if self._floats is None else self._floats.table)
+
     def refusal(self, layer: Layer, precision: Precision) -> str | None:
         if self._roofline is not None:
             return self._roofline.refusal(layer, precision)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,10 @@ class Roofline(CostModel):
         if key not in self._found:
             self._found[key] = self.device.capability(layer.kind, precision, layer.is_depthwise, leaves_floats)
         return self._found[key]
+
+    def with_integer_operations(self) -> Roofline:
+        """The same device, additions, concatenations and pooling in integers: what `quantizer.placement=full` runs."""
+        return Roofline(replace(self.device, operations="integer"))
 
     def refusal(self, layer: Layer, precision: Precision) -> str | None:
         key = layer.kind, layer.is_depthwise, precision

@@ -21,7 +21,7 @@ from search.errors import ConfigError, DataError
 from search.files import write_json
 from search.legal import in_words, runnable, without
 from search.policy import Policy
-from search.pricing import Pricing
+from search.pricing import Pricing, placed
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import TABLE
 from search.sensitivity.table import SensitivityTable
@@ -184,6 +184,7 @@ def pricing_of(run: RunDirectory, cost_model: CostModel, workload: Workload) -> 
     """
     network, info = run.network(), run.info()
     held = info["config"]["space"]
+    cost_model = placed(cost_model, info["config"]["quantizer"]["placement"])
     space = build_space(network, *_formats(run), held["pins"], info["ties"])
     space = without(space, info.get("dropped", ()))
     if refused := in_words(runnable(space, network, cost_model)[1]):

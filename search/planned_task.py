@@ -8,6 +8,7 @@ from hwmodels import CostModel
 from search.config import build, named_hardware
 from search.errors import ConfigError
 from search.plan import Plan
+from search.pricing import placed
 from search.tasks.task import Task
 
 
@@ -37,6 +38,7 @@ def planned_hardware(plan: Plan) -> CostModel | None:
     from omegaconf import OmegaConf
 
     node = plan.config.get("hardware")
-    if isinstance(node, str):
-        return named_hardware(node)
-    return build(OmegaConf.create(node), CostModel, "hardware") if node else None
+    if not node:
+        return None
+    found = named_hardware(node) if isinstance(node, str) else build(OmegaConf.create(node), CostModel, "hardware")
+    return placed(found, plan.quantizer["placement"])

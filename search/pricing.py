@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 INT8 = Precision.parse("int8/uint8")
 
 
+def placed(cost_model: CostModel, placement: str) -> CostModel:
+    """The target as it runs networks that are quantized at a placement of `search.quantize.settings`."""
+    return cost_model.with_integer_operations() if placement == "full" else cost_model
+
+
 @dataclass(frozen=True)
 class Pricing:
     """What policies of one space cost on one target.

@@ -22,7 +22,7 @@ from search.objective import Objective, SpentError
 from search.plan import fingerprint
 from search.planning import identity, make_plan
 from search.policy import Policy
-from search.pricing import Pricing
+from search.pricing import Pricing, placed
 from search.progress import Progress
 from search.quality.evaluate import Evaluator, Quality
 from search.quality.loop_repair import LoopRepair, choose_repair
@@ -82,6 +82,7 @@ def search(
 
 def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     """Goes through the stages; those whose files are there already take no time."""
+    job = replace(job, cost_model=placed(job.cost_model, job.quantizer.placement))
     task, budget, strategy = job.task, job.budget, job.strategy
 
     progress.stage("reading the network")

@@ -11,7 +11,7 @@ from torch import nn
 
 from hwmodels import CostModel, Precision, Roofline, StorageModel, Workload
 from search.policy import Policy
-from search.pricing import Pricing
+from search.pricing import Pricing, placed
 from search.space import SearchSpace, build_space
 from search.trace import shared_parameters, trace
 
@@ -92,3 +92,10 @@ def test_frames(bench: Bench) -> None:
     assert len(frame) == sum(map(len, bench.space.layer_choices.values())) == 4 * 3 * 2
     row = frame[(frame.layer == "head") & (frame.precision == "int4/uint8")].iloc[0]
     assert row.weight_bytes == (4 * 30 + 32 * 5 + 40 + 32 * 5) / 8
+
+
+def test_graphs_quantized_between_layers_are_priced_in_integers() -> None:
+    model = Roofline("zen4_vm")
+    assert placed(model, "inputs") is model
+    assert placed(model, "full").device.operations == "integer"
+    assert placed(StorageModel(), "full").name == StorageModel().name

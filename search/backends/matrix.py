@@ -47,7 +47,7 @@ def rows(one: Backend) -> Iterator[str]:
 
 
 def _cell(one: Backend, layer: Layer, side: Side) -> str:
-    """The formats of one side by what becomes of them, in words; formats that are left out run as others, or in float."""
+    """The formats of one side by what becomes of them, in words; those left out run as others, or in float."""
     if side == "input" and not layer.quantizes_input:
         return "–"
     found: dict[str, list[str]] = {meaning: [] for meaning in MEANINGS}
