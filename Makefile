@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test lint benchmark clean
+.PHONY: search test lint verify-backends benchmark clean
 
 search: $(READY)
 	$(BIN)/bitplan search $(ARGS)
@@ -17,6 +17,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Each backend whose packages pin others is asked in an environment of its own: .venvs/EXTRA.
+ENVIRONMENTS := compressed-tensors gptqmodel auto-round modelopt brevitas nncf aimet coreml litert executorch llamacpp tensorrt
+
+verify-backends: $(addprefix verify-,$(ENVIRONMENTS))
+
+verify-%:
+	$(PYTHON) -m venv .venvs/$*
+	.venvs/$*/bin/pip install --quiet --upgrade "pip>=25.1"
+	.venvs/$*/bin/pip install --quiet --constraint constraints-backends.txt torch
+	.venvs/$*/bin/pip install --quiet --constraint constraints-backends.txt --editable ".[$*]" --group test
+	OMP_NUM_THREADS=1 .venvs/$*/bin/python tests/backends_of.py $* | xargs .venvs/$*/bin/python -m pytest -m backend
+
 benchmark: $(READY)
 	$(BIN)/python experiments/engine/forward.py
 
@@ -28,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venvs build dist .pytest_cache .mypy_cache .ruff_cache

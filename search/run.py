@@ -99,7 +99,8 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     run.update(dropped=[asdict(entry) for entry in dropped])
     pricing = Pricing.of(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
-    unrestricted, _ = runnable(build_space(network, job.space.weight, job.space.input), network, job.cost_model)
+    unpinned = build_space(network, job.space.weight, job.space.input)
+    unrestricted, _ = runnable(unpinned, network, job.cost_model, deployment.targets)
     check_feasible(pricing, limits, unrestricted, budget)
     run.write_table("costs.parquet", pricing.to_frame())
 

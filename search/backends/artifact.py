@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from uuid import uuid4
 
@@ -67,7 +68,7 @@ def write_manifest(folder: Path, plan: Plan, report: ExportReport, usage: str, v
         versions: Of the packages it was written with.
     """
     title = f"# {plan.task}, plan {plan.digest}, for {report.backend}"
-    (folder / README).write_text(f"{title}\n{usage.strip()}\n", encoding="utf-8")
+    (folder / README).write_text(f"{title}\n{dedent(usage).strip()}\n", encoding="utf-8")
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     write_json(
         folder / MANIFEST,

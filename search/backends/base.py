@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from hwmodels import Format, Layer, Network, Precision
-from hwmodels.precision import FLOAT_PRECISION
+from hwmodels.precision import FLOAT_PRECISION, Side
 from search.backends.artifact import check_folder, new_folder, write_manifest
 from search.backends.outcome import ExportReport, LayerExport, Validation, Verification
 from search.errors import DataError, UnsupportedError
@@ -88,9 +88,14 @@ class Backend(ABC):
         for (side, format, became), running in zip(found.sides, (runs.weight, runs.input), strict=True):
             is_own_range = self.ranges == "own" and became == "altered" and running == format
             if became in refused and not format.is_float and not is_own_range:
-                why = f": {found.note}" if found.note else ""
-                return Refusal(f"{self.name} would leave the {side} {became}{why}", (side,))
+                why = self._note(layer, precision, side) or found.note
+                return Refusal(f"{self.name} would leave the {side} {became}{': ' if why else ''}{why}", (side,))
         return None
+
+    def _note(self, layer: Layer, precision: Precision, side: Side) -> str:
+        """What is said of one side alone, the other in float."""
+        alone = Precision(precision.weight) if side == "weight" else Precision(input=precision.input)
+        return self.express(layer, alone).note
 
     def export(
         self, plan: Plan, task: Task, path: Path, recalibrate: bool = False, strict: bool = False
