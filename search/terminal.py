@@ -193,8 +193,9 @@ def print_verification(found: Verification | Validation, console: Console) -> No
     table.add_row("bytes on disk", quantity("weight_bytes", found.bytes_on_disk), f"{planned} and {other} of others")
     for latency in found.latencies:
         median, low, high = (quantity("latency_s", s) for s in (latency.median_s, latency.low_s, latency.high_s))
-        spread = f"{median} [{low}, {high}]"
-        table.add_row(f"latency of {latency.name}, batch {latency.batch}", spread, "")
+        is_predicted = latency.name == "plan" and found.predicted_s is not None
+        predicted = f"{quantity('latency_s', found.predicted_s)} on {found.hardware}" if is_predicted else ""
+        table.add_row(f"latency of {latency.name}, batch {latency.batch}", f"{median} [{low}, {high}]", predicted)
     console.print(table)
     why = f": {'; '.join(found.shortfalls)}" if found.shortfalls else ""
     console.print(f"Verdict: {found.verdict}{why}", highlight=False, soft_wrap=True, markup=False)

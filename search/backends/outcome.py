@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -118,6 +118,8 @@ class Verification:
         planned_bytes: Weight bytes the plan predicts.
         other_bytes: What the artifact must hold beside them: biases and other parameters, and layers in float.
         latencies: The plan, float and uniform int8 on this machine.
+        predicted_s: The latency the plan predicts; None where it predicts none.
+        hardware: The device it predicts that for, which need not be this machine.
         layers: What became of each layer.
     """
 
@@ -136,7 +138,9 @@ class Verification:
     planned_bytes: float
     other_bytes: float = 0.0
     latencies: tuple[Latency, ...] = ()
-    layers: tuple[LayerExport, ...] = field(default=())
+    predicted_s: float | None = None
+    hardware: str = ""
+    layers: tuple[LayerExport, ...] = ()
 
     @property
     def shortfalls(self) -> tuple[str, ...]:

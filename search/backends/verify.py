@@ -175,6 +175,8 @@ def compare(
         planned_bytes=sum(layer.weight_bytes for layer in plan.layers),
         other_bytes=_other_bytes(plan, task),
         latencies=latencies(seconds),
+        predicted_s=plan.cost["latency_s"].value if "latency_s" in plan.cost else None,
+        hardware=plan.hardware,
         layers=layers,
     )
 
