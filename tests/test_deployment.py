@@ -135,6 +135,14 @@ def test_mistakes_are_named(override: str, expected: str, tmp_path: Path, capsys
     assert capsys.readouterr().err.startswith(f"error: {expected}")
 
 
+def test_a_backend_of_ones_own() -> None:
+    assert isinstance(backend("test_deployment.Fussy"), Backend)
+    with pytest.raises(ConfigError, match="Fussy cannot be imported"):
+        backend("nowhere.Fussy")
+    with pytest.raises(ConfigError, match="must be a subclass"):
+        backend("pathlib.Path")
+
+
 def test_an_export_that_cannot_place_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     settings = ["export=torchao", "quantizer.placement=full", f"run_dir={tmp_path}/run", "tracking=none"]

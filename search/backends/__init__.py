@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from search.errors import ConfigError, UnsupportedError, closest
+from search.errors import ConfigError, UnsupportedError, closest, one_line
 
 if TYPE_CHECKING:
     from search.backends.base import Backend
@@ -62,13 +62,15 @@ def backend(name: str, use: Literal["plan", "export", "verify"] = "export") -> B
     """Returns the backend of that name.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of `BACKENDS`, or `package.module.Class` for one of your own.
         use: What for: asking what it can express needs no package, exporting and verifying do.
 
     Raises:
         ConfigError: If there is none.
         UnsupportedError: If a package that it needs is not installed.
     """
+    if "." in name:
+        return _own(name)
     if name not in BACKENDS:
         raise ConfigError(f"there is no backend {name!r}{closest(name, BACKENDS)}; allowed: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
@@ -81,6 +83,20 @@ def backend(name: str, use: Literal["plan", "export", "verify"] = "export") -> B
         )
     made: Backend = getattr(import_module(f"search.backends.{entry.module}"), entry.type)()
     return made
+
+
+def _own(path: str) -> Backend:
+    """Returns a backend of the user's own."""
+    from search.backends.base import Backend
+
+    module, _, kind = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"backend {path} cannot be imported: {one_line(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise ConfigError(f"backend {path} must be a subclass of search.backends.base.Backend")
+    return found()
 
 
 def _is_installed(package: str) -> bool:
