@@ -67,10 +67,12 @@ def search_command(overrides: Sequence[str]) -> None:
 def run_job(config: Any) -> float:
     """Runs one search as Hydra composed it; returns the winner's quality on the selection split, for sweepers."""
     from search.backends import backend
+    from search.deliver import deliver
+    from search.pricing import placed
     from search.progress import BarProgress, LineProgress
     from search.report import write_report
     from search.run import search
-    from search.terminal import make_console, print_export, print_result
+    from search.terminal import make_console, print_result
 
     register()
     job, values, terminal = make_job(config, Path(HydraConfig.get().runtime.output_dir)), plain(config), make_console()
@@ -84,7 +86,8 @@ def run_job(config: Any) -> float:
             progress.close()
         for exporter in exporters:
             folder = job.run_dir / "export" / exporter.name
-            print_export(exporter.export(result.plan, job.task, folder, job.export.recalibrate), terminal)
+            cost_model = placed(job.cost_model, job.quantizer.placement)
+            deliver(exporter, result.plan, job.task, folder, cost_model, terminal, job.export.recalibrate)
         write_report(result.run)
         print_result(result, terminal)
     return result.plan.selection.value

@@ -136,17 +136,13 @@ def resolve_command(arguments: argparse.Namespace, console: Console) -> None:
 def export_command(arguments: argparse.Namespace, console: Console) -> None:
     """Writes a plan for a backend."""
     from search.backends import backend
-    from search.backends.realize import realize
+    from search.deliver import deliver
     from search.plan import Plan
     from search.planned_task import planned_hardware, planned_task
-    from search.terminal import print_export, print_realized
 
     chosen, plan = backend(arguments.to), Plan.load(arguments.plan)
-    task = planned_task(plan, arguments.overrides)
-    report = chosen.export(plan, task, arguments.out, arguments.recalibrate, arguments.strict)
-    print_export(report, console)
-    if report.policy != plan.policy:
-        print_realized(plan, realize(plan, task, report.policy, planned_hardware(plan)), chosen.name, console)
+    task, cost_model = planned_task(plan, arguments.overrides), planned_hardware(plan)
+    deliver(chosen, plan, task, arguments.out, cost_model, console, arguments.recalibrate, arguments.strict)
 
 
 def verify_command(arguments: argparse.Namespace, console: Console) -> None:

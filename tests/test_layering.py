@@ -49,6 +49,7 @@ ORDER = (
     *(
         "answers",
         "terminal",
+        "deliver",
         "report",
         "config",
         "planned_task",
