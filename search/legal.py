@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from hwmodels import CostModel, Format, Layer, Network
-from hwmodels.precision import Precision, Side
+from hwmodels import FLOAT, CostModel, Format, Layer, Network
+from hwmodels.precision import FLOAT_PRECISION, Precision, Side
 from search.errors import ConfigError
 from search.space import SearchSpace, Unit
 
@@ -53,6 +53,10 @@ class Target(Protocol):
     def remedy(self) -> str:
         """What to do where it leaves nothing."""
 
+    @property
+    def leaves_float(self) -> bool:
+        """Whether a tensor that it can run in none of the formats stays in float, instead of being an error."""
+
     def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
         """Why it cannot run a layer in a precision; None if it can."""
 
@@ -73,6 +77,11 @@ class DeviceTarget:
         """Where its capabilities are listed."""
         return f"`bitplan hardware show {self.name}` lists what it can run"
 
+    @property
+    def leaves_float(self) -> bool:
+        """A device runs what it is asked to."""
+        return False
+
     def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
         """What the cost model says."""
         why = self.cost_model.refusal(layer, precision)
@@ -85,15 +94,24 @@ def runnable(
     """Drops from a space what the device, or another target, refuses to run.
 
     The choices of a unit are all pairs of its formats. Where a target refuses some of the pairs, the format most of
-    whose pairs it refuses goes first, the wider of two, until no refused pair is left.
+    whose pairs it refuses goes first, the wider of two, until no refused pair is left. A tensor that a backend can
+    quantize in none of its formats stays in float.
 
     Raises:
         ConfigError: If a decision would be left without any format.
     """
+    device = DeviceTarget(cost_model)
     dropped: tuple[Dropped, ...] = ()
-    for target in (DeviceTarget(cost_model), *targets):
+    for target in (device, *targets):
         space, more = _runnable(space, network, target)
         dropped += more
+    for decision in space.decisions if targets else ():
+        for layer in decision.layers if decision.formats == (FLOAT,) else ():
+            if refusal := device.refuses(network[layer], FLOAT_PRECISION):
+                raise ConfigError(
+                    f"{layer} can be quantized in none of space.{decision.side} and would stay in float, which "
+                    f"{device.name} cannot run: {refusal.why}"
+                )
     return space, dropped
 
 
@@ -112,6 +130,8 @@ def _runnable(space: SearchSpace, network: Network, target: Target) -> tuple[Sea
         index, format = entry
         formats[index].remove(format)
         dropped[entry] = why
+        if not formats[index] and target.leaves_float and not format.is_float:
+            formats[index] = [FLOAT]
         if not formats[index]:
             decision = space.decisions[index]
             raise ConfigError(
@@ -131,7 +151,7 @@ def without(space: SearchSpace, dropped: Iterable[Mapping[str, Any]]) -> SearchS
         index: tuple(format for format in one.formats if (one.side, one.name, str(format)) not in gone)
         for index, one in enumerate(space.decisions)
     }
-    return space.restricted(kept) if gone else space
+    return space.restricted({index: formats or (FLOAT,) for index, formats in kept.items()}) if gone else space
 
 
 def in_words(dropped: Sequence[Dropped]) -> tuple[str, ...]:

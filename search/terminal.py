@@ -176,6 +176,8 @@ def print_realized(plan: Plan, realized: Realized, backend: str, console: Consol
 
 def print_verification(found: Verification | Validation, console: Console) -> None:
     """Prints what an exported plan delivered beside what it promised, or who read it and what was checked."""
+    from search.backends.outcome import Validation
+
     if isinstance(found, Validation):
         console.print(f"{found.backend}: {found.proof} by {found.by}", highlight=False, markup=False)
         for check in found.checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from search.backends.deployment import BackendTarget, Deployment
 from search.backends.outcome import ExportReport, LayerExport
 from search.cli import main
 from search.errors import ConfigError, UnsupportedError
-from search.legal import in_words, runnable
+from search.legal import in_words, runnable, without
 from search.plan import Plan
 from search.space import build_space
 from search.ties import joined
@@ -75,9 +76,23 @@ class TestCandidates:
         assert "fussy would leave the weight contained" in said
         assert "fussy would leave the input altered: rounded to uint8" in said
 
-    def test_a_decision_left_without_candidates_says_what_to_do(self) -> None:
-        with pytest.raises(ConfigError, match=r"fussy can run none of space.weight = int2 .*export.keep=contained"):
-            runnable(space_of(["int2"], ["uint8"]), NETWORK, StorageModel(), [BackendTarget(Fussy(), "exact")])
+    def test_a_tensor_left_without_candidates_stays_in_float(self) -> None:
+        space = space_of(["int2", "int3"], ["uint8"])
+        kept, dropped = runnable(space, NETWORK, StorageModel(), [BackendTarget(Fussy(), "exact")])
+        formats = {(d.side, str(format)) for d in kept.decisions for format in d.formats}
+        assert formats == {("weight", "float"), ("input", "uint8")}
+        again = without(space, [asdict(one) for one in dropped])
+        assert [d.formats for d in again.decisions] == [d.formats for d in kept.decisions]
+
+    def test_float_that_the_device_cannot_run_is_an_error(self) -> None:
+        class Integers(StorageModel):
+            name = "integers"
+
+            def refusal(self, layer: Layer, precision: Precision) -> str | None:
+                return "integers only" if precision.weight.is_float else None
+
+        with pytest.raises(ConfigError, match=r"conv can be quantized in none of space.weight .* integers cannot run"):
+            runnable(space_of(["int2"], ["uint8"]), NETWORK, Integers(), [BackendTarget(Fussy(), "exact")])
 
     def test_a_backend_that_finds_its_own_ranges_keeps_its_formats(self) -> None:
         class Own(Fussy):

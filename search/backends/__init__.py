@@ -41,7 +41,7 @@ BACKENDS: dict[str, Entry] = {
     "tensorrt": Entry("tensorrt", "TensorRT", "tensorrt", ONNX, ("tensorrt",)),
     "torchao": Entry("torchao", "TorchAO", "torchao", ("torchao",)),
     "x86inductor": Entry("x86inductor", "X86Inductor", "torchao", ("torchao",)),
-    "executorch": Entry("executorch", "ExecuTorch", "executorch", (), ("executorch",)),
+    "executorch": Entry("executorch", "ExecuTorch", "executorch", ("torchao",), ("executorch",)),
     "compressed-tensors": Entry(
         "compressed_tensors", "CompressedTensors", "compressed-tensors", ("transformers",), ("compressed_tensors",)
     ),

@@ -36,6 +36,11 @@ class BackendTarget:
         others = "contained or export.keep=any" if self.keep == "exact" else "any"
         return f"name other formats, or search with export.keep={others}"
 
+    @property
+    def leaves_float(self) -> bool:
+        """A backend leaves what it cannot quantize as it is."""
+        return True
+
     def refuses(self, layer: Layer, precision: Precision) -> Refusal | None:
         """Why a candidate is left out; None if it stays."""
         return self.backend.refuses(layer, precision, self.keep)
