@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hwmodels import Format
 from search.backends import backend
-from search.backends.outcome import ExportReport, LayerExport
+from search.backends.outcome import ExportReport
+from search.backends.realize import simulate
 from search.errors import DataError, UnsupportedError
 from search.plan import Plan
 from search.tasks.digits import Digits
@@ -36,17 +37,108 @@ def loaded(plan: Plan, model: nn.Module, path: Path) -> nn.Module:
     return load(plan, model, path)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 2)])
-def test_a_tensor_holds_the_codes_and_scales_it_is_given(bits: int, shape: tuple[int, ...]) -> None:
-    from search.backends.torchao import integer_tensor
+WEIGHT_FORMATS = [
+    *("int8", "int7", "int6", "int5", "int4", "int3", "int2", "int1", "int8-full", "int4-asym", "uint4", "uint8"),
+    *("uint8-sym", "uint1", "int8-tensor", "int4-g4", "int2-asym-g8", "uint4-g16", "int3-g99"),
+]
 
-    format = Format(bits)
-    codes = torch.randint(format.lowest, format.highest + 1, shape).float()
-    scale = torch.rand(3) + 0.1
-    tensor: Any = integer_tensor(codes, scale, format)
-    assert tensor.qdata.dtype == torch.int8
-    assert torch.equal(tensor.dequantize(), codes * scale.view(3, *[1] * (len(shape) - 1)))
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "embedding"])
+@pytest.mark.parametrize("format", WEIGHT_FORMATS)
+def test_torchaos_weights_are_the_simulations(kind: str, format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = {
+        "linear": (nn.Linear(16, 6), torch.randn(4, 16)),
+        "conv2d": (nn.Conv2d(4, 6, 2), torch.randn(4, 4, 5, 5)),
+        "embedding": (nn.Embedding(12, 16), torch.randint(0, 12, (4, 3))),
+    }[kind]
+    task = ModelTask(nn.Sequential(model), x)
+    plan, report = exported(task, f"{format}/float", tmp_path)
+    weight: Any = loaded(plan, task.model, tmp_path)[0].weight
+    expected = plan.simulate(task.model).model[0].weight
+    assert torch.equal(weight.dequantize(), expected)
+    assert weight.qdata.dtype == torch.int8
+    assert report.layers[0].weight == ("exact" if "8" in format.split("-")[0] else "contained")
+    assert report.layers[0].compute == "fp32"
+
+
+INPUTS = {
+    **{static: "exact" for static in ("uint8", "int8-asym", "int8-full", "uint8-sym", "uint8-tensor")},
+    **{dynamic: "exact" for dynamic in ("uint8-token", "int8-asym-token", "int8-full-token")},
+    **{narrow: "altered" for narrow in ("int8", "uint6", "int4", "uint4-sym", "int8-token", "int8-dynamic", "int4-g8")},
+}
+
+
+@pytest.mark.parametrize("input_", INPUTS)
+@pytest.mark.parametrize("weight", ["int8", "int4-full", "int1", "int8-tensor"])
+def test_inputs_of_linear_layers_are_multiplied_as_int8(weight: str, input_: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = ModelTask(nn.Sequential(nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(6, 3, 40))
+    plan, report = exported(task, f"{weight}/{input_}", tmp_path)
+    assert {layer.input for layer in report.layers} == {INPUTS[input_]}
+    assert {layer.compute for layer in report.layers} == {"int8"}
+    found = loaded(plan, task.model, tmp_path)(task.example_input)
+    expected = simulate(plan, task, report.policy).model(task.example_input)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found - task.model(task.example_input)).abs().max() > 1e-4  # it is quantized
+
+
+@pytest.mark.parametrize("weight", ["int4-g8", "int4-asym", "uint8"])
+def test_weights_in_groups_take_inputs_by_token(weight: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = ModelTask(nn.Sequential(nn.Linear(40, 16), nn.Linear(16, 5)), torch.randn(6, 3, 40))
+    plan, report = exported(task, {"0": f"{weight}/int8-asym-token", "1": f"{weight}/int8-token"}, tmp_path)
+    assert [layer.input for layer in report.layers] == ["exact", "altered"]
+    assert [layer.runs for layer in report.layers] == ["", f"{weight}/int8-asym-token"]
+    assert {layer.compute for layer in report.layers} == {"fp32"}
+    expected = simulate(plan, task, report.policy).model(task.example_input)
+    found = loaded(plan, task.model, tmp_path)(task.example_input)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "note"),
+    [
+        ("int4-g8/uint8", "torchao takes no uint8 input beside an int4-g8 weight"),
+        ("int8/uint16", "torchao takes no uint16 input"),
+        ("int8/fp8_e4m3", "torchao takes no fp8_e4m3 input"),
+        ("float/uint8", "torchao takes no uint8 input beside a float weight"),
+    ],
+)
+def test_what_torchao_cannot_quantize_stays_in_float(precision: str, note: str, tmp_path: Path) -> None:
+    task = ModelTask(nn.Sequential(nn.Linear(16, 3)), torch.randn(8, 16))
+    plan, report = exported(task, precision, tmp_path)
+    [layer] = report.layers
+    assert (layer.input, layer.runs) == ("float", f"{precision.split('/')[0]}/float")
+    assert note in layer.note
+    weights_alone = make_plan(task, layer.runs).apply(task.model)(task.example_input)
+    torch.testing.assert_close(loaded(plan, task.model, tmp_path)(task.example_input), weights_alone)
+
+
+def test_convolutions_say_that_their_inputs_stay_in_float(tmp_path: Path) -> None:
+    task = ModelTask(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.randn(8, 2, 4, 4))
+    _, report = exported(task, "int8/uint8", tmp_path)
+    assert [(layer.input, layer.compute) for layer in report.layers] == [("float", "fp32"), ("exact", "int8")]
+    assert "linear layers only, not of conv2d" in report.layers[0].note
+
+
+@pytest.mark.parametrize(
+    ("shape", "format", "expected"),
+    [
+        ((8, 64), "int4", (1, 64)),
+        ((8, 64), "int4-g32", (1, 32)),
+        ((8, 27), "int4-g32", (1, 27)),
+        ((8, 40), "int4-g32", None),
+        ((8, 16, 3, 3), "int4-g36", (1, 4, 3, 3)),
+        ((8, 16, 3, 3), "int4-g32", None),
+        ((8, 16, 4, 4), "int4-g8", (1, 1, 2, 4)),
+        ((8, 64, 1, 1), "int4-g32", (1, 32, 1, 1)),
+    ],
+)
+def test_groups_are_blocks_of_the_weight(shape: Any, format: str, expected: Any) -> None:
+    from search.backends.torchao_tensors import blocks
+
+    assert blocks(shape, Format.parse(format)) == expected
 
 
 class TestDigits:
@@ -89,24 +181,14 @@ class TestDigits:
 
         plan, _, path = made
         config = config_from_dict(json.loads((path / "torchao.json").read_text())["config"])
-        widths = {name: part.weight_dtype for name, part in config.fqn_to_config.items()}
-        expected = {n: str(p.weight) for n, p in plan.policy.items() if not p.weight.is_float and p.weight.bits <= 8}
-        assert widths == {name: getattr(torch, width) for name, width in expected.items()}
+        parts = {name: part and part.weight_dtype for name, part in config.fqn_to_config.items()}
+        widths = {name: getattr(torch, str(precision.weight), None) for name, precision in plan.policy.items()}
+        assert parts == {name: None if width in (torch.float, torch.int16) else width for name, width in widths.items()}
 
     def test_another_plan_is_refused(self, made: Any) -> None:
         _, _, path = made
         with pytest.raises(DataError, match="export it again"):
             BACKEND.verify(make_plan(Digits(), "int8/uint8"), Digits(), path)
-
-
-def test_inputs_stay_in_float_and_that_is_said(tmp_path: Path) -> None:
-    task = ModelTask(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
-    plan, report = exported(task, "int8/uint4", tmp_path)
-    [layer] = report.layers
-    assert layer == LayerExport("0", "int8/uint4", "exact", "float", "fp32", layer.note, "int8/float")
-    assert "uint4" in layer.note
-    weights_alone = make_plan(task, "int8/float").apply(task.model)(task.example_input)
-    torch.testing.assert_close(loaded(plan, task.model, tmp_path)(task.example_input), weights_alone)
 
 
 def test_weights_torchao_has_no_tensor_for_keep_their_values_in_float(tmp_path: Path) -> None:

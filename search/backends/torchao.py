@@ -1,20 +1,15 @@
 """The torchao backend: a state dict whose weights are torchao tensors under the plan's own scales.
 
 torchao's `quantize_` would choose scales anew, by minimum and maximum; so the tensors are made from the plan's codes
-directly. What torchao cannot express stays in float and is reported so: inputs with a range of their own, weights of
-modules other than `Linear`, `Conv2d` and `Embedding`, and widths beyond 8 bits.
+directly, and the ranges of inputs go with them. What torchao cannot express stays in float and is reported so: inputs
+of everything but linear layers, and weights of modules other than `Linear`, `Conv2d` and `Embedding`.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
-import pickle
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +19,26 @@ from torch import Tensor, nn
 
 from hwmodels import Format, Layer, Precision
 from search.backends.artifact import check_folder
-from search.backends.base import Backend, channel_scale
+from search.backends.base import Backend
 from search.backends.outcome import ExportReport, Fidelity, LayerExport, Verification
 from search.backends.realize import simulate
-from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
-from search.errors import UnsupportedError
+from search.backends.torch_process import run_in_fresh_process
+from search.backends.torchao_tensors import (
+    is_expressible,
+    multiplies_in_int8,
+    running_input,
+    stored_type,
+    tensor_of,
+    torchao,
+)
+from search.backends.verify import compare, record, replay, uniform_int8
 from search.plan import Plan
-from search.quantize.affine import weight_codes
+from search.quantize.observe import first_tensor
 from search.quantize.simulate import QuantizedModel, exact_inference
-from search.quiet import quietly
-from search.tasks.task import Task, tensors_in
+from search.tasks.task import Task, call
 from search.trace import parameter_of
 
 STATE, CONFIG = "model.pt", "torchao.json"
-KINDS = {"linear", "conv2d", "embedding"}  # modules whose weight may be a torchao integer tensor
 
 
 class TorchAO(Backend):
@@ -53,33 +54,47 @@ class TorchAO(Backend):
     """
 
     def express(self, layer: Layer, precision: Precision) -> LayerExport:
-        """Weights keep their codes where torchao has a tensor for them; inputs stay in float."""
-        return _exported_layer(layer, precision)
+        """Weights keep their codes where torchao has a tensor for them; inputs of linear layers are 8-bit integers."""
+        weight, input_ = precision.weight, precision.input
+        running = running_precision(layer, precision)
+        weight_became, weight_note = _weight_outcome(layer, weight)
+        input_became, input_note = _input_outcome(layer, precision, running.input)
+        return LayerExport(
+            layer.name,
+            str(precision),
+            weight_became,
+            input_became,
+            "int8" if multiplies_in_int8(layer, running) else "fp32",
+            "; ".join(filter(None, (weight_note, input_note))),
+            "" if running.input == input_ else str(running),
+        )
 
     def write(self, plan: Plan, task: Task, folder: Path, recalibrate: bool) -> Sequence[LayerExport]:
         """Writes state dict and configuration; `load` reads the first back."""
-        simulated = plan.simulate(task.model)
-        torch.save(state_of(simulated, plan.policy), folder / STATE)
-        config = {"plan": plan.digest, "config": configuration(plan)}
+        layers = tuple(self.express(plan.network[name], precision) for name, precision in plan.policy.items())
+        runs = ExportReport(self.name, (), layers).policy
+        simulated = simulate(plan, task, runs)
+        torch.save(state_of(simulated, runs, task.example_input), folder / STATE)
+        config = {"plan": plan.digest, "config": configuration(plan, runs)}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        return exported_layers(plan)
+        return layers
 
     def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification:
-        """Runs the artifact over the report split, beside the float network and the one with 8-bit weights."""
-        report = ExportReport(self.name, (), layers)
-        simulated = simulate(plan, task, report.policy)
+        """Runs the artifact over the report split, beside the float network and the one at 8 bits everywhere."""
+        simulated = simulate(plan, task, ExportReport(self.name, (), layers).policy)
         recording = record(task, simulated.model)
-        int8 = uniform_int8(plan, task, simulated)
+        int8 = {
+            name: running_precision(simulated.network[name], precision)
+            for name, precision in uniform_int8(plan, task, simulated).items()
+        }
         with tempfile.TemporaryDirectory() as temporary:
-            states = {
-                "plan": folder / STATE,
-                "float": Path(temporary) / "float.pt",
-                "int8": Path(temporary) / "int8.pt",
-            }
-            torch.save(state_of(simulated, {}), states["float"])
-            torch.save(state_of(simulated, int8), states["int8"])
+            states = {"plan": folder / STATE}
+            for name, policy in {"float": {}, "int8": int8}.items():
+                states[name] = Path(temporary) / f"{name}.pt"
+                torch.save(state_of(simulated, policy, task.example_input), states[name])
             simulated.apply({})
-            returned, seconds = run_in_fresh_process(simulated.model, states, recording.calls, Path(temporary))
+            models = {name: (simulated.model, str(path.resolve())) for name, path in states.items()}
+            returned, seconds = run_in_fresh_process(f"{__name__}:with_state", models, recording.calls, Path(temporary))
         outputs = replay(task, recording, returned)
         return compare(plan, task, recording, outputs, folder, seconds, layers, self.name)
 
@@ -93,157 +108,136 @@ def load(plan: Plan, model: nn.Module, path: Path) -> nn.Module:
     check_folder(path, plan, TorchAO.name)
     simulated = plan.simulate(model)
     simulated.apply({})
-    return _with_state(simulated.model, path / STATE)
+    return with_state((simulated.model, path / STATE))
 
 
-def is_expressible(layer: Layer, format: Format) -> bool:
-    """True where torchao has a tensor for the weight of a layer in that format."""
-    return layer.kind in KINDS and layer.channel_axis == 0 and format.is_symmetric_integer and format.bits <= 8
-
-
-def state_of(simulated: QuantizedModel, policy: Mapping[str, Precision]) -> dict[str, Tensor]:
-    """Returns the network's state dict with the weights of `policy`: torchao tensors, or their values in float."""
-    simulated.apply({})
-    model = copy.deepcopy(simulated.model)
-    for name, precision in policy.items():
-        if precision.weight.is_float:
-            continue
-        layer = simulated.network[name]
-        if is_expressible(layer, precision.weight):
-            scale = channel_scale(simulated, name, precision.weight)
-            codes = weight_codes(simulated.float_weight(name), scale, precision.weight, layer.channel_axis)
-            weight = integer_tensor(codes, scale, precision.weight)
-        else:
-            weight = simulated.quantized_weight(name, precision.weight)
-        owner, parameter = parameter_of(model, name)
-        owner._parameters[parameter] = nn.Parameter(weight, requires_grad=False)
-    return model.state_dict()
-
-
-def integer_tensor(codes: Tensor, scale: Tensor, format: Format) -> Tensor:
-    """Returns torchao's tensor of given codes, with one scale per entry of the first axis."""
-    blocks = (len(codes), *[1] * (codes.dim() - 1))
-    tensor: Tensor = _torchao().IntxUnpackedToInt8Tensor(
-        qdata=codes.to(torch.int8),
-        scale=scale.reshape(blocks),
-        zero_point=torch.zeros(blocks, dtype=torch.int8),
-        target_dtype=getattr(torch, f"int{format.bits}"),
-        block_size=(1, *codes.shape[1:]),
-        dtype=torch.float32,
-        activation_quantization=None,
-    )
-    return tensor
-
-
-def configuration(plan: Plan) -> dict[str, Any]:
-    """Returns torchao's `FqnToConfig` of the plan as JSON holds it: which weight has which width."""
-    torchao = _torchao()
-    from torchao.core.config import config_to_dict
-    from torchao.quantization.granularity import PerAxis
-
-    named: dict[str, Any] = {
-        name: torchao.IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, f"int{precision.weight.bits}"), granularity=PerAxis(0)
-        )
-        for name, precision in plan.policy.items()
-        if is_expressible(plan.network[name], precision.weight)
-    }
-    found: dict[str, Any] = config_to_dict(torchao.FqnToConfig(named))
-    return found
-
-
-def exported_layers(plan: Plan) -> tuple[LayerExport, ...]:
-    """Says what becomes of each layer."""
-    return tuple(_exported_layer(plan.network[name], precision) for name, precision in plan.policy.items())
-
-
-def _exported_layer(layer: Layer, precision: Precision) -> LayerExport:
-    fidelity: Fidelity = "float"
-    notes = []
-    if not precision.weight.is_float:
-        exact = is_expressible(layer, precision.weight) and precision.weight.bits == 8
-        fidelity = "exact" if exact else "contained"
-        if not is_expressible(layer, precision.weight):
-            notes.append(f"torchao has no {precision.weight} weight of {layer.kind}: its values are stored as float32")
-        elif not exact:
-            notes.append(f"{precision.weight} codes are stored as int8")
-    if not precision.input.is_float:
-        notes.append(f"torchao takes no {precision.input} input with a given range: the input stays in float")
-    # torchao's weight-only tensors dequantize themselves in front of the float kernel.
-    runs = "" if precision.input.is_float else str(Precision(precision.weight))
-    return LayerExport(layer.name, str(precision), fidelity, "float", "fp32", "; ".join(notes), runs)
-
-
-def run_in_fresh_process(
-    model: nn.Module, states: Mapping[str, Path], calls: Sequence[Any], folder: Path
-) -> tuple[list[list[Tensor]], dict[str, list[float]]]:
-    """Runs a model with the first of `states` on every call, and times it with all of them on one sample.
-
-    Args:
-        model: The float network.
-        states: Name to file of a state dict.
-        calls: Positional and keyword arguments of every call.
-        folder: A temporary folder, through which the processes talk.
-
-    Returns:
-        The tensors that every call returned, and the seconds of the timed runs by name.
-
-    Raises:
-        UnsupportedError: If the model cannot be sent to another process, or fails there.
-    """
-    paths = {name: str(path.resolve()) for name, path in states.items()}
-    try:
-        torch.save({"model": model, "states": paths, "calls": list(calls)}, folder / "job.pt")
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UnsupportedError(
-            f"{type(model).__name__} cannot be sent to a fresh process: {error}; define its classes in a module"
-        ) from error
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "search.backends.torchao", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise UnsupportedError(
-            f"the exported model does not run in a fresh process: {done.stderr.strip().splitlines()[-1]}"
-        )
-    answer = torch.load(folder / "answer.pt", weights_only=True)
-    return answer["returned"], answer["seconds"]
-
-
-def main(folder: Path) -> None:
-    """Does the job in a folder, in the fresh process."""
-    torch.set_num_threads(THREADS)
-    # The job is one this process's parent wrote, pickled modules and all.
-    job = torch.load(folder / "job.pt", weights_only=False)
-    models = {name: _with_state(job["model"], Path(path)) for name, path in job["states"].items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    with exact_inference():
-        plan = next(iter(models.values()))
-        returned = [[tensor.clone() for tensor in tensors_in(plan(*args, **kwargs))] for args, kwargs in job["calls"]]
-        args, kwargs = single(job["calls"][0])
-        for turn in range(WARMUP + RUNS):
-            for name, model in models.items():  # interleaved, so that all see the same state of the machine
-                start = time.perf_counter()
-                model(*args, **kwargs)
-                if turn >= WARMUP:
-                    seconds[name].append(time.perf_counter() - start)
-    torch.save({"returned": returned, "seconds": seconds}, folder / "answer.pt")
-
-
-def _with_state(model: nn.Module, path: Path) -> nn.Module:
+def with_state(given: tuple[nn.Module, str | Path]) -> nn.Module:
     """Returns a copy of a float network with the weights in a file."""
-    _torchao()  # makes its tensors known to torch.load
+    model, path = given
+    torchao()  # makes its tensors known to torch.load
     loaded = copy.deepcopy(model)
     loaded.load_state_dict(torch.load(path, weights_only=True), assign=True)
     return loaded
 
 
-def _torchao() -> Any:
-    """Imports torchao's quantization without its remarks on extensions for other machines."""
-    with quietly("torchao", "torch"):
-        import torchao.quantization
-
-    return torchao.quantization
+def running_precision(layer: Layer, precision: Precision) -> Precision:
+    """Returns what torchao runs in place of a precision."""
+    return Precision(precision.weight, running_input(layer, precision))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def state_of(simulated: QuantizedModel, policy: Mapping[str, Precision], example_input: Any) -> dict[str, Tensor]:
+    """Returns the network's state dict with the weights of `policy`: torchao tensors, or their values in float.
+
+    Args:
+        simulated: Knows the float weights and the ranges.
+        policy: Precisions that torchao runs.
+        example_input: Run once, since the shape of a static range is that of the input.
+    """
+    simulated.apply({})
+    dims = input_dims(simulated, example_input)
+    model, made = copy.deepcopy(simulated.model), {}
+    for name, precision in policy.items():
+        if precision.weight.is_float:
+            continue
+        layer = simulated.network[name]
+        # Tied layers keep one tensor, stored once, where they multiply alike.
+        key = (simulated.weight_name(name), str(precision.weight), name if not precision.input.is_float else "")
+        if key not in made:
+            weight = (
+                tensor_of(simulated, name, precision, dims.get(name, 2))
+                if is_expressible(layer, precision.weight)
+                else simulated.quantized_weight(name, precision.weight)
+            )
+            made[key] = nn.Parameter(weight, requires_grad=False)
+        owner, parameter = parameter_of(model, name)
+        owner._parameters[parameter] = made[key]
+    return model.state_dict()
+
+
+def input_dims(simulated: QuantizedModel, example_input: Any) -> dict[str, int]:
+    """Returns how many dimensions the input of every linear layer has, found by running the float network."""
+    found: dict[str, int] = {}
+    hooks = []
+    for layer in simulated.network:
+        if layer.kind == "linear" and layer.quantizes_input:
+
+            def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = layer.name) -> None:
+                found[name] = first_tensor(args, kwargs).dim()
+
+            hooks.append(simulated.owner(layer.name).register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        with exact_inference():
+            call(simulated.model, example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def configuration(plan: Plan, policy: Mapping[str, Precision]) -> dict[str, Any]:
+    """Returns torchao's `FqnToConfig` as JSON holds it: one entry for every layer, null for one it leaves alone.
+
+    It says which width and which kind of range a layer has; the scales are in the state dict.
+    """
+    with_names = torchao().FqnToConfig({name: _config(plan.network[name], policy[name]) for name in policy})
+    from torchao.core.config import config_to_dict
+
+    # Sorted: fields that are sets have no order of their own.
+    as_dict: dict[str, Any] = json.loads(json.dumps(config_to_dict(with_names), sort_keys=True))
+    return as_dict
+
+
+def _config(layer: Layer, precision: Precision) -> Any:
+    api = torchao()
+    from torchao.quantization.granularity import PerAxis, PerGroup, PerRow, PerTensor
+    from torchao.quantization.quant_primitives import MappingType
+
+    weight, input_ = precision.weight, precision.input
+    if not is_expressible(layer, weight):
+        return None
+
+    def mapping(format: Format) -> Any:
+        return MappingType.ASYMMETRIC if format.has_zero_point or not format.signed else MappingType.SYMMETRIC
+
+    if multiplies_in_int8(layer, precision):
+        if input_.is_dynamic:
+            return api.Int8DynamicActivationInt8WeightConfig(
+                act_mapping_type=mapping(input_), granularity=PerRow(), set_inductor_config=False
+            )
+        return api.Int8StaticActivationInt8WeightConfig(
+            act_mapping_type=mapping(input_), granularity=[PerTensor(), PerRow()], set_inductor_config=False
+        )
+    granularity = PerGroup(weight.group) if weight.granularity == "group" else PerAxis(0)
+    if input_.is_float:
+        return api.IntxWeightOnlyConfig(
+            weight_dtype=stored_type(weight), granularity=granularity, mapping_type=mapping(weight)
+        )
+    return api.Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=stored_type(weight), weight_granularity=granularity, weight_mapping_type=mapping(weight)
+    )
+
+
+def _weight_outcome(layer: Layer, weight: Format) -> tuple[Fidelity, str]:
+    if weight.is_float:
+        return "float", ""
+    if not is_expressible(layer, weight):
+        return "contained", f"torchao has no {weight} weight of {layer.kind}: its values are stored as float32"
+    if weight.bits < 8:
+        return "contained", f"{weight} codes are stored as int8"
+    return "exact", "" if weight.signed else f"{weight} codes are stored as int8, less 128"
+
+
+def _input_outcome(layer: Layer, precision: Precision, running: Format) -> tuple[Fidelity, str]:
+    input_ = precision.input
+    if input_.is_float:
+        return "float", ""
+    if running == input_:
+        return "exact", "torchao multiplies inputs by the inverse of their scale: halves may round to the other side"
+    if not running.is_float:
+        return "altered", f"torchao has no {input_} input here and quantizes it to {running}, over a range of its own"
+    if layer.kind != "linear":
+        why = f"torchao quantizes the inputs of linear layers only, not of {layer.kind}"
+    else:
+        an = "an" if str(precision.weight).startswith("int") else "a"
+        why = f"torchao takes no {input_} input beside {an} {precision.weight} weight"
+    return "float", f"{why}: the input stays in float"
