@@ -20,14 +20,15 @@ lint: $(READY)
 # Each backend whose packages pin others is asked in an environment of its own: .venvs/EXTRA.
 ENVIRONMENTS := compressed-tensors gptqmodel auto-round modelopt brevitas nncf aimet coreml litert executorch llamacpp tensorrt
 
-verify-backends: $(addprefix verify-,$(ENVIRONMENTS))
+verify-backends: $(READY) $(addprefix verify-,$(ENVIRONMENTS))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m backend tests/test_backend_x86inductor.py
 
 verify-%:
 	$(PYTHON) -m venv .venvs/$*
 	.venvs/$*/bin/pip install --quiet --upgrade "pip>=25.1"
 	.venvs/$*/bin/pip install --quiet --constraint constraints-backends.txt torch
 	.venvs/$*/bin/pip install --quiet --constraint constraints-backends.txt --editable ".[$*]" --group test
-	OMP_NUM_THREADS=1 .venvs/$*/bin/python tests/backends_of.py $* | xargs .venvs/$*/bin/python -m pytest -m backend
+	.venvs/$*/bin/python tests/backends_of.py $* | OMP_NUM_THREADS=1 xargs .venvs/$*/bin/python -m pytest -m backend
 
 benchmark: $(READY)
 	$(BIN)/python experiments/engine/forward.py

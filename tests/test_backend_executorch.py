@@ -22,6 +22,8 @@ from search.tasks.task import call
 pytest.importorskip("torchao")
 from search.backends.pt2e import load_module, load_program
 
+pytestmark = pytest.mark.backend  # every test captures programs, which takes seconds
+
 BACKEND = ExecuTorch()
 
 

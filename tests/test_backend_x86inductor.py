@@ -24,6 +24,8 @@ from search.tasks.task import call
 pytest.importorskip("torchao")
 from search.backends.pt2e import load_module, load_program
 
+pytestmark = pytest.mark.backend  # every test captures programs, which takes seconds
+
 BACKEND = backend("x86inductor")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,9 +111,48 @@ def test_backends_refuse_what_they_cannot_express(full: Bench, tmp_path) -> None
     from search.backends import backend
 
     plan = tiny_plan(full, tmp_path, Policy.uniform(full.network, Precision.parse("int4/uint8")))
-    for name in ("torchao", "onnxruntime"):
-        with pytest.raises(UnsupportedError, match="placement=full"):
-            backend(name).export(plan, full.task, tmp_path / name)
+    with pytest.raises(UnsupportedError, match="placement=full"):
+        backend("torchao").export(plan, full.task, tmp_path / "torchao")
+
+
+def operations(folder: Path) -> Counter[str]:
+    from search.backends.onnxruntime import optimized_graph
+
+    return Counter(node.op_type for node in optimized_graph(folder / "model.onnx").node)
+
+
+@pytest.mark.parametrize("precision", ["int8/uint8", "int4/uint4"])
+def test_onnxruntime_computes_the_very_values_in_integers(full: Bench, tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("onnxruntime")
+    from search.backends import backend
+
+    plan = tiny_plan(full, tmp_path, Policy.uniform(full.network, Precision.parse(precision)))
+    report = backend("onnxruntime").export(plan, full.task, tmp_path / "out")
+    assert {layer.compute for layer in report.layers} == {"int8"}
+    found = operations(tmp_path / "out")
+    assert (found["QLinearConv"], found["QLinearAdd"], found["QGemm"]) == (3, 1, 1)
+    assert not found["Conv"] + found["Add"] + found["Gemm"]
+    checked = backend("onnxruntime").verify(plan, full.task, tmp_path / "out")
+    assert checked.agreement == 1
+    assert checked.largest_difference < 1e-4, "the last code of the mean may round the other way"
+    assert checked.verdict == "delivered"
+
+
+def test_onnxruntime_leaves_what_floats_reach_in_float(full: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from search.backends import backend
+
+    mixed = dict.fromkeys(("left", "right"), "int8/uint8") | {"stem": "float/float", "head": "int8/int8-token"}
+    plan = tiny_plan(full, tmp_path, Policy.from_dict(mixed))
+    report = backend("onnxruntime").export(plan, full.task, tmp_path / "out")
+    assert {layer.name: layer.compute for layer in report.layers} == {
+        "stem": "fp32",
+        "left": "int8",
+        "right": "int8",
+        "head": "fp32",
+    }
+    assert {layer.name: layer.runs for layer in report.layers if layer.runs} == {"head": "int8/float"}
+    assert backend("onnxruntime").verify(plan, full.task, tmp_path / "out").agreement > 0.99
 
 
 class Pooled(nn.Module):
@@ -146,3 +187,28 @@ def test_every_point_is_reached_and_rounded(model: nn.Module) -> None:
     assert torch.equal(on_grid, returned)
     placed = formats_of(simulated.points, network, policy, UINT8)
     assert set(placed) == {"act", "act.1", "cat", "pool", "adaptive_avg_pool2d", "head"}
+
+
+def test_onnxruntime_concatenates_in_integers(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from search.backends.onnx_capture import capture
+    from search.backends.onnx_quantize import quantized, save
+
+    torch.manual_seed(0)
+    model, x = Pooled().eval(), torch.randn(4, 1, 8, 8)
+    network = trace(model, x)
+    simulated = QuantizedModel(copy.deepcopy(model), network, FULL)
+    simulated.calibrate([x])
+    policy = Policy.uniform(network, Precision.parse("int8/uint8"))
+    captured = capture(simulated.model, network, x, simulated.points)
+    save(quantized(captured, simulated, policy), tmp_path / "model.onnx")
+    assert {"QLinearConv", "QLinearConcat", "QGemm"} <= set(operations(tmp_path))
+    assert "Conv" not in operations(tmp_path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with exact_inference():
+        expected = simulated.apply(policy)(x).numpy()
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    step = simulated.tensor_range(network.outputs[0], UINT8).scale
+    assert abs(found - expected).max() < 1.5 * step, "a code next door at most"

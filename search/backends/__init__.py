@@ -53,7 +53,7 @@ BACKENDS: dict[str, Entry] = {
     "nncf": Entry("nncf", "NNCF", "nncf", (), ("nncf",)),
     "aimet": Entry("aimet", "Aimet", "aimet", (), ("aimet_torch",)),
     "coreml": Entry("coreml", "CoreML", "coreml", (), ("coremltools",)),
-    "litert": Entry("litert", "LiteRT", "litert", (), ("ai_edge_quantizer",)),
+    "litert": Entry("litert", "LiteRT", "litert", ("litert_torch", "ai_edge_quantizer"), ("ai_edge_litert",)),
     "llamacpp": Entry("llamacpp", "LlamaCpp", "llamacpp", (), ("gguf",)),
 }
 

@@ -1,14 +1,15 @@
 """From a PyTorch model to a float ONNX graph that knows its layers.
 
-The exporter writes the graph with markers on the weight and the input of every layer, where quantizers may go; and
-operations that multiply with a layer's weight carry the layer in their name, `<layer>`, by which they are found again
-in whatever a runtime makes of the graph.
+The exporter writes the graph with markers where quantizers may go: on the weight and the input of every layer, and on
+the tensors that are quantized where they are produced. Operations that multiply with a layer's weight carry the layer
+in their name, `<layer>`, by which they are found again in whatever a runtime makes of the graph.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 
 from hwmodels import Network
 from search.errors import UnsupportedError
+from search.quantize.placement import Placement, Point
 from search.quiet import quietly
 from search.tasks.task import tensors_in
 from search.trace import parameter_of, slow_attention
 
-OPSET = 21  # the first whose DequantizeLinear takes 4-bit and 16-bit codes
+OPSET = 21  # the first whose DequantizeLinear takes 4-bit and 16-bit codes, and blocks
 IR_VERSION = 10
-DOMAIN, INPUT, WEIGHT = "bitplan", "Input", "Weight"  # of the markers, which no written file holds
+DOMAIN, INPUT, WEIGHT, TENSOR = "bitplan", "Input", "Weight", "Tensor"  # of the markers, which no written file holds
+ATTRIBUTE = {INPUT: "layer", TENSOR: "tensor"}
 RESHAPING = {"Cast", "Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
-def capture(model: nn.Module, network: Network, example_input: Any) -> Any:
+def capture(model: nn.Module, network: Network, example_input: Any, points: Iterable[Point] = ()) -> Any:
     """Exports a float model; the batch size stays free.
 
     Args:
@@ -34,16 +37,18 @@ def capture(model: nn.Module, network: Network, example_input: Any) -> Any:
         network: Its layers.
         example_input: A tensor, a tuple of positional inputs, or a mapping of keyword inputs, samples along the first
             axis.
+        points: Tensors that may be quantized where they are produced, as a plan with `placement=full` names them.
 
     Returns:
         The graph with its markers, an `onnx_ir.Model`.
 
     Raises:
-        UnsupportedError: If the exporter fails, or the model fixes its batch size.
+        UnsupportedError: If the exporter fails, drops a layer, or the model fixes its batch size.
     """
     from onnxscript import optimizer
 
-    captured = _export(model, network, example_input)
+    points = tuple(point for point in points if not point.is_fused)
+    captured = _export(model, network, example_input, points)
     graph = captured.graph
     weights: dict[str, list[str]] = {}
     for layer in network:
@@ -54,6 +59,7 @@ def capture(model: nn.Module, network: Network, example_input: Any) -> Any:
     optimizer.optimize_ir(captured)  # the markers keep it from folding anything into a weight
     for marker in markers(graph, WEIGHT):
         _label_readers(marker, network)
+    _check_nothing_was_dropped(graph, network, points)
     return captured
 
 
@@ -69,46 +75,62 @@ def markers(graph: Any, kind: str) -> list[Any]:
     return [node for node in graph if node.domain == DOMAIN and node.op_type == kind]
 
 
+def marked(marker: Any) -> str:
+    """Returns the layer whose input, or the tensor, that a marker stands on."""
+    name: str = marker.attributes[ATTRIBUTE[marker.op_type]].as_string()
+    return name
+
+
 def layers_in(node_name: str) -> list[str]:
     """Lists the layers that a node's name carries."""
     return re.findall(r"<([^<>]+)>", node_name)
 
 
-def _export(model: nn.Module, network: Network, example_input: Any) -> Any:
-    """Exports the model with markers on the inputs of its layers."""
+def _export(model: nn.Module, network: Network, example_input: Any, points: tuple[Point, ...]) -> Any:
+    """Exports the model with markers on the inputs of its layers and on its points."""
     args, kwargs = call_arguments(example_input)
-    hooks = [
-        parameter_of(model, layer.name)[0].register_forward_pre_hook(_input_marker(layer.name), with_kwargs=True)
-        for layer in network
-        if layer.quantizes_input
-    ]
-    try:
-        with quietly("torch", "torch.onnx"), torch.no_grad(), slow_attention():
-            program: Any = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
-                dynamic_shapes=_free_batch(kwargs or args, len(tensors_in([args, kwargs])[0])),
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())
-        raise UnsupportedError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    owners = {layer.name: parameter_of(model, layer.name)[0] for layer in network}
+    with ExitStack() as marking:
+        for layer in network:
+            if layer.quantizes_input:
+                hook = owners[layer.name].register_forward_pre_hook(_input_marker(layer.name), with_kwargs=True)
+                marking.callback(hook.remove)
+        if points:
+            marks = {point.tensor: _mark(TENSOR, point.tensor) for point in points}
+            marking.enter_context(Placement(model, points).treating(marks, owners))
+        try:
+            with quietly("torch", "torch.onnx"), torch.no_grad(), slow_attention():
+                program: Any = torch.onnx.export(
+                    model,
+                    args,
+                    kwargs=kwargs,
+                    dynamic_shapes=_free_batch(kwargs or args, len(tensors_in([args, kwargs])[0])),
+                    dynamo=True,
+                    opset_version=OPSET,
+                    optimize=False,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())
+            raise UnsupportedError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
     program.model.ir_version = IR_VERSION
     return program.model
 
 
-def _input_marker(layer: str) -> Any:
-    """Returns a hook that puts a marker on the first input of a module."""
+def _mark(kind: str, name: str) -> Callable[[Tensor], Tensor]:
+    """Returns the function that puts a marker on a tensor."""
 
     def mark(x: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(f"{DOMAIN}::{INPUT}", (x,), {"layer": layer}, dtype=x.dtype, shape=x.shape)
+        named: dict[str, Any] = {ATTRIBUTE[kind]: name}
+        marker: Tensor = torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x,), named, dtype=x.dtype, shape=x.shape)
+        return marker
+
+    return mark
+
+
+def _input_marker(layer: str) -> Any:
+    """Returns a hook that puts a marker on the first input of a module."""
+    mark = _mark(INPUT, layer)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
@@ -168,8 +190,29 @@ def _label_readers(marker: Any, network: Network) -> None:
             reading += [consumer for output in node.outputs for consumer in output.consumers()]
             continue
         producers = [value.producer() for value in node.inputs if value is not None]
-        fed = [p.attributes["layer"].as_string() for p in producers if p and (p.domain, p.op_type) == (DOMAIN, INPUT)]
+        fed = [marked(p) for p in producers if p and (p.domain, p.op_type) == (DOMAIN, INPUT)]
         chosen = [name for name in layers if (name in fed if fed else not network[name].quantizes_input)]
         for name in chosen or layers:
             if name not in layers_in(node.name):
                 node.name = f"{node.name}<{name}>"
+
+
+def _check_nothing_was_dropped(graph: Any, network: Network, points: Iterable[Point]) -> None:
+    """Raises UnsupportedError, naming it, if a layer or point is not in the graph, or something there is neither."""
+    multiplied = {name for node in graph for name in layers_in(node.name)}
+    read = {marked(marker) for marker in markers(graph, INPUT)}
+    placed = {marked(marker) for marker in markers(graph, TENSOR)}
+    for layer in network:
+        if layer.name not in multiplied or (layer.quantizes_input and layer.name not in read):
+            raise UnsupportedError(
+                f"the exporter dropped layer {layer.name}: nothing that the model returns depends on it; leave it out "
+                "of the search"
+            )
+    for tensor in (point.tensor for point in points):
+        if tensor not in placed:
+            raise UnsupportedError(
+                f"the exported graph lacks the tensor {tensor}, which the plan quantizes where it is produced; search "
+                "with quantizer.placement=inputs"
+            )
+    if unknown := multiplied - set(network.names):
+        raise UnsupportedError(f"the exported graph multiplies with {min(unknown)}, which is no layer of the plan")

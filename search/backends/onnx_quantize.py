@@ -1,79 +1,79 @@
 """From a captured float graph to QDQ form, under a policy's own scales and zero points.
 
-Markers on inputs become `QuantizeLinear -> Clip -> DequantizeLinear`, markers on weights become codes behind
-`DequantizeLinear`: every value the graph computes with is one the simulation computes with.
+Markers on inputs and on placed tensors become `QuantizeLinear -> Clip -> DequantizeLinear`, markers on weights become
+codes behind `DequantizeLinear`: every value the graph computes with is one the simulation computes with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
 
-from hwmodels import FLOAT, Format, Precision
-from search.backends.base import channel_scale
-from search.backends.onnx_capture import DOMAIN, INPUT, WEIGHT, layers_in, markers
+from hwmodels import Format, Precision
+from hwmodels.precision import FLOAT_PRECISION
+from search.backends.onnx_capture import DOMAIN, INPUT, TENSOR, WEIGHT, layers_in, marked, markers
+from search.backends.onnx_nodes import cast, constant, insert, replace
+from search.backends.onnx_storage import has_integer_kernel, input_storage, onnx_type, takes_input, weight_storage
+from search.backends.onnx_weights import Codes, place_codes, place_values, weight_codes
 from search.errors import UnsupportedError
-from search.quantize.affine import Range, weight_codes
+from search.quantize.affine import Range
+from search.quantize.placement import formats_of
 from search.quantize.simulate import QuantizedModel
 
+__all__ = ["input_storage", "quantized", "save", "weight_storage"]
+
 INT32_HIGHEST = 2**31 - 1
+OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS = 25, 13
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+Quantizer = tuple[Range | None, Format]
 
 
-def input_storage(format: Format) -> Format:
-    """Returns the format of 8 or 16 bits that holds an input format's codes."""
-    return Format(8 if format.bits <= 8 else 16, signed=format.signed)
+def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Precision], narrowest: int = 4) -> Any:
+    """Returns a copy of a captured graph whose layers have the precisions of `policy`; layers it lacks stay float.
 
+    Tensors are quantized where they are produced if the graph was captured with points, the simulation's.
 
-def weight_storage(format: Format) -> Format:
-    """Returns the format of 4, 8 or 16 bits that holds a weight format's codes: 4 for 4 bits alone.
+    Args:
+        captured: What `capture` returned.
+        simulated: Holds the ranges.
+        policy: The precisions.
+        narrowest: Fewest bits of the integers that weights are stored in: 4, or 2, which takes opset 25.
 
-    Float for formats without symmetric integer codes: their values are stored.
+    Raises:
+        UnsupportedError: If an input's format has no place in a graph, or a layer or tensor none in this one.
     """
-    if not format.is_symmetric_integer:
-        return FLOAT
-    return Format(4) if format.bits == 4 else input_storage(format)
-
-
-def quantized(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Precision]) -> Any:
-    """Returns a copy of a captured graph whose layers have the precisions of `policy`; layers it lacks stay float."""
     model = captured.clone()
-    graph, seen = model.graph, {}
-    for marker in markers(graph, INPUT):
-        layer, x = marker.attributes["layer"].as_string(), marker.inputs[0]
-        format = policy.get(layer, Precision()).input
-        if not format.is_float:
-            _check_input(layer, format)
-            key = (x, simulated.input_range(layer, format), format)
-            if key not in seen:  # layers that read one tensor in one format share its quantizer
-                seen[key] = _quantize_input(graph, marker, *key)
-            x = seen[key]
-        _replace(graph, marker, x)
-    for marker in markers(graph, WEIGHT):
-        layer = marker.attributes["layers"].as_strings()[-1]  # which of a shared weight's the simulation applies last
-        format = policy.get(layer, Precision()).weight
-        if format.is_float:
-            _replace(graph, marker, marker.inputs[0])
-        elif weight_storage(format).is_float:
-            values = simulated.quantized_weight(layer, format).float().cpu().numpy()
-            _replace(graph, marker, _constant(graph, f"{marker.inputs[0].name}/values", values))
-        else:
-            axis = simulated.network[layer].channel_axis
-            scale = channel_scale(simulated, layer, format)
-            codes = weight_codes(simulated.float_weight(layer), scale, format, axis)
-            _quantize_weight(graph, marker, codes, scale, format, axis)
+    graph = model.graph
+    made: dict[str, list[Any]] = defaultdict(list)  # what is quantized -> the values that its quantizers return
+    weights = _weights(graph, simulated, policy, narrowest)
+    placed = _placed(graph, simulated, policy)
+    held = _quantize_tensors(graph, simulated, placed, made)
+    integer = {
+        name
+        for name, precision in policy.items()
+        if has_integer_kernel(precision, simulated.network[name].kind)
+        and _bias_fits(graph, simulated, name, precision, weights)
+    }
+    _quantize_inputs(graph, simulated, policy, held, integer, made)
+    _quantize_weights(graph, simulated, policy, weights, integer, made, rounds_bias=bool(placed))
+    for name, precision in policy.items():
+        if placed and (bias := _bias(graph, simulated, name)) is not None:
+            _set(bias, simulated.integer_bias(name, precision, torch.from_numpy(bias.const_value.numpy())))
     for node in [node for node in graph if node.op_type == "Gemm"]:
-        precisions = [policy.get(layer, Precision()) for layer in layers_in(node.name)]
-        if precisions and all(map(_has_integer_kernel, precisions)):
-            _quantize_bias(graph, node)
+        if (names := layers_in(node.name)) and integer.issuperset(names):
+            _quantize_bias(graph, node, made[f"{names[0]} bias"])
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
     model.opset_imports.pop(DOMAIN, None)
+    if any(weight is not None and weight.storage.bits == 2 for weight in weights.values()):
+        model.opset_imports[""], model.ir_version = OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS
+    _check_quantizers(graph, policy, placed, made)
     return model
 
 
@@ -97,83 +97,174 @@ def save(model: Any, path: Path) -> None:
         raise UnsupportedError(f"the exported graph is not valid ONNX: {reason}") from error
 
 
-def _quantize_input(graph: Any, before: Any, x: Any, range_: Range, format: Format) -> Any:
-    """Inserts the quantizer of a layer's input, and returns the quantized values.
+def _weights(
+    graph: Any, simulated: QuantizedModel, policy: Mapping[str, Precision], narrowest: int
+) -> dict[str, Codes | None]:
+    """The codes of every quantized weight by its layers; None where it has no codes."""
+    found: dict[str, Codes | None] = {}
+    for marker in markers(graph, WEIGHT):
+        layers = marker.attributes["layers"].as_strings()
+        format = policy.get(layers[-1], FLOAT_PRECISION).weight  # the simulation applies a shared weight's last one
+        if not format.is_float:
+            found |= dict.fromkeys(layers, weight_codes(simulated, layers[-1], format, narrowest))
+    return found
+
+
+def _placed(graph: Any, simulated: QuantizedModel, policy: Mapping[str, Precision]) -> dict[str, Format]:
+    """The format of every tensor that is quantized where it is produced; none in a graph captured without points."""
+    if not markers(graph, TENSOR):
+        return {}
+    operation_format = Format.parse(simulated.settings.operation_format)
+    placed = formats_of(simulated.points, simulated.network, policy, operation_format)
+    for tensor, format in placed.items():
+        _check_takes(format, f"of tensor {tensor}", "quantizer.operation_format")
+    return placed
+
+
+def _quantize_tensors(
+    graph: Any, simulated: QuantizedModel, placed: Mapping[str, Format], made: dict[str, list[Any]]
+) -> dict[Any, Quantizer]:
+    """Quantizes tensors where they are produced; returns what each quantized value went through."""
+    readers = {point.tensor: point.readers for point in simulated.points}
+    held: dict[Any, Quantizer] = {}
+    for marker in markers(graph, TENSOR):
+        tensor, x = marked(marker), marker.inputs[0]
+        if format := placed.get(tensor):
+            reader = next(iter(readers[tensor]), None)
+            range_ = None
+            if format.has_static_range:
+                range_ = simulated.input_range(reader, format) if reader else simulated.tensor_range(tensor, format)
+            x = _quantize(graph, marker, f"{tensor}/tensor", x, range_, format)
+            held[x] = (range_, format)
+            made[f"{tensor} tensor"].append(x)
+        replace(graph, marker, x)
+    return held
+
+
+def _quantize_inputs(
+    graph: Any,
+    simulated: QuantizedModel,
+    policy: Mapping[str, Precision],
+    held: dict[Any, Quantizer],
+    integer: set[str],
+    made: dict[str, list[Any]],
+) -> None:
+    """Quantizes the inputs of layers; those that read one tensor in one format share its quantizer."""
+    seen: dict[tuple[Any, Quantizer], Any] = {}
+    for marker in markers(graph, INPUT):
+        layer, x = marked(marker), marker.inputs[0]
+        format = policy.get(layer, FLOAT_PRECISION).input
+        if not format.is_float:
+            _check_takes(format, f"input of layer {layer}", "space.input")
+            range_ = simulated.input_range(layer, format) if format.has_static_range else None
+            key = (x, (range_, format))
+            if held.get(x) != (range_, format):
+                if key not in seen:
+                    seen[key] = _quantize(graph, marker, f"{layer}/input", x, range_, format)
+                x = seen[key]
+            made[f"{layer} input"].append(x)
+            if range_ and layer not in integer:
+                x = _clip(graph, marker, f"{layer}/input", x, range_, format)
+        replace(graph, marker, x)
+
+
+def _quantize(graph: Any, before: Any, name: str, x: Any, range_: Range | None, format: Format) -> Any:
+    """Inserts the quantizer of a tensor, and returns the quantized values.
 
     Codes narrower than their storage are clipped as codes, which leaves `QuantizeLinear` next to the operation that
-    computes its input, where runtimes look for it.
+    computes the tensor, where runtimes look for it.
     """
-    layer, storage = before.attributes["layer"].as_string(), input_storage(format)
-    kind = str(storage).upper()
-    scale = _constant(graph, f"{layer}/input_scale", np.float32(range_.scale))
-    zero = _constant(graph, f"{layer}/input_zero_point", range_.zero_point, kind)
+    if range_ is None:
+        return cast(graph, before, cast(graph, before, x, onnx_type(format)), "FLOAT")
+    storage = input_storage(format)
+    kind = onnx_type(storage)
+    scale = constant(graph, f"{name}_scale", np.float32(range_.scale))
+    zero = constant(graph, f"{name}_zero_point", range_.zero_point, kind)
     ends = (format.lowest, format.highest)
     full = Format(storage.bits, storage.signed, span="full" if storage.signed else "")
-    clips = (format.lowest, format.highest) != (full.lowest, full.highest)
+    clips = ends != (full.lowest, full.highest)
     if clips and storage.bits == 16:  # onnxruntime clips no codes of 16 bits, so clip the values
-        x = _insert(
-            graph, before, "Clip", [x, *(_end(graph, layer, (e - range_.zero_point) * range_.scale) for e in ends)]
-        )
-    codes = _insert(graph, before, "QuantizeLinear", [x, scale, zero])
+        x = _clip(graph, before, name, x, range_, format)
+    codes = insert(graph, before, "QuantizeLinear", [x, scale, zero])
     if clips and storage.bits == 8:
-        codes = _insert(graph, before, "Clip", [codes, *(_end(graph, layer, end, kind) for end in ends)])
-    return _insert(graph, before, "DequantizeLinear", [codes, scale, zero])
+        codes = insert(graph, before, "Clip", [codes, *(constant(graph, f"{name}_end", end, kind) for end in ends)])
+    return insert(graph, before, "DequantizeLinear", [codes, scale, zero])
 
 
-def _check_input(layer: str, format: Format) -> None:
-    if not format.is_static_integer or format.bits == 1:
+def _clip(graph: Any, before: Any, name: str, x: Any, range_: Range, format: Format) -> Any:
+    """Clips values to the ends of their range.
+
+    Behind a quantizer it changes none. But it keeps onnxruntime from taking what follows for a layer of 8 bits, whose
+    float weight it would round to int8, and whose bias to int32 without looking whether it fits.
+    """
+    steps = (np.float32(end - range_.zero_point) for end in (format.lowest, format.highest))
+    return insert(
+        graph, before, "Clip", [x, *(constant(graph, f"{name}_end", s * np.float32(range_.scale)) for s in steps)]
+    )
+
+
+def _check_takes(format: Format, what: str, key: str) -> None:
+    if not takes_input(format):
         raise UnsupportedError(
-            f"onnxruntime takes no {format} input of layer {layer}; it takes integers of 2 to 16 bits with one static "
-            "range per tensor, or float: search again with such formats in space.input"
+            f"onnxruntime takes no {format} {what}; it takes integers with one static range per tensor, fp16, bf16 or "
+            f"float: search again with such formats in {key}"
         )
 
 
-def _has_integer_kernel(precision: Precision) -> bool:
-    is_stored = precision.weight.is_symmetric_integer and precision.input.is_static_integer
-    return is_stored and max(precision.weight.bits, precision.input.bits) <= 8
+def _quantize_weights(
+    graph: Any,
+    simulated: QuantizedModel,
+    policy: Mapping[str, Precision],
+    weights: Mapping[str, Codes | None],
+    integer: set[str],
+    made: dict[str, list[Any]],
+    rounds_bias: bool,
+) -> None:
+    for marker in markers(graph, WEIGHT):
+        layers = marker.attributes["layers"].as_strings()
+        if layers[-1] not in weights:
+            replace(graph, marker, marker.inputs[0])
+        elif (weight := weights[layers[-1]]) is not None:
+            values = place_codes(graph, marker, weight, integer, rounds_bias)
+            for layer in layers:
+                made[f"{layer} weight"] += values
+        else:
+            place_values(graph, marker, simulated, layers[-1], policy[layers[-1]].weight)
 
 
-def _end(graph: Any, layer: str, value: float, kind: str = "FLOAT") -> Any:
-    return _constant(graph, f"{layer}/input_end", value, kind)
+def _bias(graph: Any, simulated: QuantizedModel, layer: str) -> Any | None:
+    """The bias of a layer in the graph; None where it has none there."""
+    value = graph.initializers.get(simulated.bias_name(layer) or "")
+    return value if value is not None and value.const_value is not None else None
 
 
-def _quantize_weight(graph: Any, marker: Any, codes: Tensor, scale: Tensor, format: Format, axis: int) -> None:
-    """Replaces a marked weight by its codes behind `DequantizeLinear`, one scale per channel along `axis`.
-
-    Codes narrower than their storage are shifted up as far as it allows and the scales down, which leaves the values as
-    they are; but integer kernels round the bias to steps of input scale times weight scale, and so to finer ones. int4
-    codes, which fill their storage, pass through a cast to int8, which the runtime does once, when it loads the file:
-    its integer kernels take 8 bits. Likewise transposes move from the values to the codes.
-    """
+def _set(value: Any, tensor: torch.Tensor) -> None:
     import onnx_ir as ir
 
-    name, storage = marker.inputs[0].name, weight_storage(format)
-    kind, shift = str(storage).upper(), 2 ** (storage.bits - format.bits)
-    # A channel of zeros is zero under any scale; the largest keeps the bias of integer kernels within 32 bits.
-    dead = (codes == 0).movedim(axis, 0).flatten(1).all(1)
-    scales = _constant(graph, f"{name}/scale", torch.where(dead, scale.max(), scale).cpu().numpy() / shift)
-    stored = _constant(graph, f"{name}/codes", codes.cpu().numpy() * shift, kind)
-    if kind == "INT4":
-        kind, stored = "INT8", _insert(graph, marker, "Cast", [stored], to=int(ir.DataType.INT8))
-    for node, index in list(marker.outputs[0].uses()):
-        # Not shared: onnxruntime rewrites the zero points of each reader where it avoids saturation (see the worker).
-        zeros = _constant(graph, f"{name}/zero_point", np.zeros(len(scale)), kind)
-        if node.op_type == "Transpose":
-            order = list(node.attributes["perm"].as_ints())
-            turned = _insert(graph, node, "Transpose", [stored], perm=order)
-            values = _insert(graph, node, "DequantizeLinear", [turned, scales, zeros], axis=order.index(axis))
-            _replace(graph, node, values)
-        else:
-            values = _insert(graph, node, "DequantizeLinear", [stored, scales, zeros], axis=axis)
-            node.replace_input_with(index, values)
-    graph.remove(marker, safe=True)
+    value.const_value = ir.tensor(tensor.cpu().numpy(), name=value.name)
 
 
-def _quantize_bias(graph: Any, gemm: Any) -> None:
+def _bias_fits(
+    graph: Any,
+    simulated: QuantizedModel,
+    layer: str,
+    precision: Precision,
+    weights: Mapping[str, Codes | None],
+) -> bool:
+    """Whether the bias fits into 32 bits in steps of input scale times weight scale, as integer kernels add it."""
+    bias, weight = _bias(graph, simulated, layer), weights.get(layer)
+    if bias is None or weight is None:
+        return True
+    steps = weight.scale.astype(np.float64) * simulated.input_range(layer, precision.input).scale
+    values = bias.const_value.numpy().astype(np.float64)
+    return bool((np.abs(values.reshape(-1, max(1, steps.size)) / steps) <= INT32_HIGHEST).all())
+
+
+def _quantize_bias(graph: Any, gemm: Any, made: list[Any]) -> None:
     """Gives a `Gemm` of 8-bit codes the int32 bias that onnxruntime's integer kernel needs.
 
-    It is rounded to steps of input scale times weight scale, and stays where it does not fit into 32 bits.
-    (Convolutions need no help: onnxruntime rounds their bias so itself.)
+    It is rounded to steps of input scale times weight scale. (Convolutions need no help: onnxruntime rounds their bias
+    so itself.)
     """
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if bias is None or bias.const_value is None:
@@ -181,34 +272,40 @@ def _quantize_bias(graph: Any, gemm: Any) -> None:
     scale, scales = (value.producer().inputs[1].const_value.numpy() for value in gemm.inputs[:2])
     steps = (scales * scale).astype(np.float32)
     codes = np.rint(bias.const_value.numpy() / steps.astype(np.float64))
-    if np.abs(codes).max() <= INT32_HIGHEST:
-        stored = _constant(graph, f"{bias.name}/codes", codes, "INT32")
-        step = _constant(graph, f"{bias.name}/scale", steps)
-        gemm.replace_input_with(2, _insert(graph, gemm, "DequantizeLinear", [stored, step], axis=0))
+    stored = constant(graph, f"{bias.name}/codes", codes, "INT32")
+    step = constant(graph, f"{bias.name}/scale", steps)
+    axes = {"axis": 0} if steps.ndim else {}
+    made.append(insert(graph, gemm, "DequantizeLinear", [stored, step], **axes))
+    gemm.replace_input_with(2, made[-1])
 
 
-def _constant(graph: Any, name: str, values: ArrayLike, kind: str = "FLOAT") -> Any:
-    """Adds an initializer of an ONNX type, under a name of its own."""
-    import onnx_ir as ir
+def _check_quantizers(
+    graph: Any, policy: Mapping[str, Precision], placed: Mapping[str, Format], made: Mapping[str, list[Any]]
+) -> None:
+    """Checks both ways that the quantizers of the graph are those of the plan.
 
-    while name in graph.initializers:
-        name += "'"
-    tensor: Any = ir.tensor(np.asarray(values).astype(ir.DataType[kind].numpy()), name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    graph.register_initializer(value)
-    return value
+    Raises:
+        UnsupportedError: If a layer or tensor lacks its quantizer, or a quantizer belongs to neither.
+    """
+    nodes = set(graph)
+    standing = {key for key, values in made.items() if values and all(value.producer() in nodes for value in values)}
+    wanted = {f"{tensor} tensor" for tensor in placed}
+    for name, precision in policy.items():
+        wanted |= {f"{name} input"} if not precision.input.is_float else set()
+        wanted |= {f"{name} weight"} if weight_storage(precision.weight).grid == "int" else set()
+    if missing := sorted(wanted - standing):
+        raise UnsupportedError(f"the exported graph has no place for the quantizer of the {_in_words(missing[0])}")
+    known = {value.producer() for values in made.values() for value in values}
+    ours = known | {value.producer() for node in known for value in node.inputs[:1]}
+    ours |= {value.producer() for node in ours if node is not None for value in node.inputs[:1]}
+    for node in graph:
+        if node.op_type in QUANTIZERS and node not in ours:
+            raise UnsupportedError(
+                f"the model quantizes by itself: {node.op_type} {node.name} belongs to no layer of the plan; give the "
+                "float model"
+            )
 
 
-def _insert(graph: Any, before: Any, operation: str, inputs: Sequence[Any], **attributes: Any) -> Any:
-    """Inserts a node in front of another, and returns its output."""
-    import onnx_ir as ir
-
-    node = ir.node(operation, inputs, attributes)
-    graph.insert_before(before, node)
-    return node.outputs[0]
-
-
-def _replace(graph: Any, node: Any, value: Any) -> None:
-    """Removes a node, its readers reading `value` instead."""
-    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+def _in_words(key: str) -> str:
+    name, _, side = key.rpartition(" ")
+    return f"tensor {name}" if side == "tensor" else f"{side} of layer {name}"
