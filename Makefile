@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Each backend whose packages pin others is asked in an environment of its own: .venvs/EXTRA.
-ENVIRONMENTS := compressed-tensors gptqmodel auto-round modelopt brevitas nncf aimet coreml litert executorch llamacpp tensorrt
+ENVIRONMENTS := compressed-tensors gptqmodel auto-round modelopt brevitas nncf aimet coreml litert executorch llamacpp
 
 verify-backends: $(READY) $(addprefix verify-,$(ENVIRONMENTS))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m backend tests/test_backend_x86inductor.py

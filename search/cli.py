@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             search_command(arguments[1:])
             return 0
-        parsed = parser().parse_args(arguments)
+        parsed = parse(arguments)
         command: Callable[[argparse.Namespace, Console], None] = parsed.command
         from search.terminal import make_console
 
@@ -49,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; repeat the command{how} to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads a command; KEY=VALUE settings may stand anywhere behind it, which argparse alone would not allow."""
+    top = parser()
+    parsed, rest = top.parse_known_args(arguments)
+    if any(word.startswith("-") or "=" not in word for word in rest) or not hasattr(parsed, "overrides"):
+        return top.parse_args(arguments)
+    parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:

@@ -137,6 +137,6 @@ def _planned_layer(layer: Layer, precision: Precision) -> PlannedLayer:
         compute="fp32",
         latency_s=None,
         energy_j=None,
-        weight_bytes=precision.weight.storage_bits(layer.weight_count, layer.channels) / 8,
+        weight_bytes=layer.weight_bits(precision.weight) / 8,
         bit_ops=0.0,
     )

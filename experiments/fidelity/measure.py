@@ -130,6 +130,7 @@ def row(name: str, task_name: str, label: str, plan: Plan, found: Verification) 
         "planned_bytes": found.planned_bytes + found.other_bytes,
         "bytes_on_disk": found.bytes_on_disk,
         "header_bytes": found.bytes_on_disk - found.planned_bytes - found.other_bytes,
+        "header_allowed": found.header_bytes,
         "latency_ratio": seconds["plan"] / seconds["float"] if "float" in seconds else None,
         "int8_ratio": seconds["int8"] / seconds["float"] if "int8" in seconds else None,
         "predicted_ratio": latency.value / latency.reference if latency.value and latency.reference else None,

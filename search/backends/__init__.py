@@ -37,8 +37,8 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 BACKENDS: dict[str, Entry] = {
     "onnxruntime": Entry("onnxruntime", "OnnxRuntime", "onnxruntime", ONNX),
     "matmulnbits": Entry("matmulnbits", "MatMulNBits", "onnxruntime", ONNX),
-    "openvino": Entry("openvino", "OpenVino", "openvino", ONNX, ("openvino",)),
-    "tensorrt": Entry("tensorrt", "TensorRT", "tensorrt", ONNX, ("tensorrt",)),
+    "openvino": Entry("openvino", "OpenVino", "openvino", (*ONNX, "openvino")),
+    "tensorrt": Entry("tensorrt", "TensorRT", "onnxruntime", ONNX),
     "torchao": Entry("torchao", "TorchAO", "torchao", ("torchao",)),
     "x86inductor": Entry("x86inductor", "X86Inductor", "torchao", ("torchao",)),
     "executorch": Entry("executorch", "ExecuTorch", "executorch", ("torchao",), ("executorch",)),

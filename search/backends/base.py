@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -39,6 +40,10 @@ KEEPS: dict[Keep, frozenset[str]] = {
 """What each way refuses of a tensor that is to be quantized."""
 
 
+HEADER_BYTES = 16384
+"""What files may hold whatever the network, beside what they hold per layer."""
+
+
 class Backend(ABC):
     """Writes plans in the form that a runtime or a quantizer executes, and checks what becomes of them.
 
@@ -50,6 +55,7 @@ class Backend(ABC):
             configuration: all that it quantizes is altered then, and no candidate is left out for that alone.
         recalibrates: Whether it can find ranges of its own in place of the plan's.
         places: Whether it quantizes the tensors between layers too, as `quantizer.placement=full` does.
+        header_bytes: What its files may hold per layer beside tensors, such as names and a graph.
         usage: How to load the artifact: at most four lines for the README beside it; `{plan}` is the plan's name.
     """
 
@@ -59,6 +65,7 @@ class Backend(ABC):
     ranges: ClassVar[Literal["plan", "own"]] = "plan"
     recalibrates: ClassVar[bool] = False
     places: ClassVar[bool] = False
+    header_bytes: ClassVar[int] = 2048
     usage: ClassVar[str] = ""
 
     @abstractmethod
@@ -136,7 +143,10 @@ class Backend(ABC):
             DataError: If the folder is missing, damaged, or not this plan's.
             UnsupportedError: If the runtime refuses it.
         """
-        return self.check(plan, task, path, check_folder(path, plan, self.name))
+        found = self.check(plan, task, path, check_folder(path, plan, self.name))
+        if isinstance(found, Validation):
+            return found
+        return replace(found, header_bytes=HEADER_BYTES + len(found.layers) * self.header_bytes)
 
     def versions(self) -> dict[str, str]:
         """The installed versions of its packages."""

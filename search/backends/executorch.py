@@ -41,6 +41,7 @@ class ExecuTorch(Backend):
     """Writes `model.pt2`, which ExecuTorch lowers; the program is made with torchao, which ExecuTorch needs itself."""
 
     name = "executorch"
+    header_bytes = 12288
     proof = "executed"
     packages = ("torch", "torchao", "executorch")
     usage = """

@@ -151,7 +151,7 @@ def recipe_of(found: Sequence[Operation], stored: Mapping[str, Stored], policy: 
     recipe = []
     for operation in found:
         kept = stored[operation.layer]
-        entry = {"regex": f"^{re.escape(operation.scope)}$", "operation": kept.operation}
+        entry: dict[str, Any] = {"regex": f"^{re.escape(operation.scope)}$", "operation": kept.operation}
         if kept.mode == "float":
             entry |= {"algorithm_key": "no_quantize", "op_config": {}}
         else:

@@ -60,7 +60,24 @@ def capture(model: nn.Module, network: Network, example_input: Any, points: Iter
     for marker in markers(graph, WEIGHT):
         _label_readers(marker, network)
     _check_nothing_was_dropped(graph, network, points)
+    share_constants(graph)
     return captured
+
+
+def share_constants(graph: Any) -> None:
+    """Keeps one of constants that are alike; weights, which have a marker each, stay as they are.
+
+    The exporter unrolls what layers share, such as the angles of rotary embeddings, into a copy for each.
+    """
+    first: dict[Any, Any] = {}
+    for name, value in list(graph.initializers.items()):
+        if any(node.domain == DOMAIN for node in value.consumers()) or value.is_graph_output():
+            continue
+        tensor = value.const_value
+        known = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if known is not value:
+            value.replace_all_uses_with(known)
+            graph.initializers.pop(name)
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

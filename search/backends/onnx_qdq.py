@@ -14,7 +14,7 @@ import torch
 
 from hwmodels import Format, Layer, Precision
 from hwmodels.precision import FLOAT_PRECISION
-from search.backends.onnx_capture import DOMAIN, INPUT, WEIGHT, marked, markers
+from search.backends.onnx_capture import DOMAIN, INPUT, WEIGHT, marked, markers, share_constants
 from search.backends.onnx_nodes import cast, constant, insert, replace
 from search.backends.onnx_weights import weight_codes
 from search.quantize.affine import Range
@@ -82,19 +82,9 @@ def with_quantizers(
 
 
 def slimmed(model: Any) -> Any:
-    """Returns the graph without what its readers do not need: constants held twice, and shapes they infer themselves.
-
-    The exporter unrolls what layers share, such as the angles of rotary embeddings, into a copy for each.
-    """
-    graph = model.graph
-    first: dict[Any, Any] = {}
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
-        if (known := first.setdefault(key, value)) is not value and not value.is_graph_output():
-            value.replace_all_uses_with(known)
-            graph.initializers.pop(name)
-    for node in graph:
+    """Returns the graph without what its readers do not need: constants held twice, shapes they infer themselves."""
+    share_constants(model.graph)
+    for node in model.graph:
         for output in node.outputs:
             if not output.is_graph_output():
                 output.type = output.shape = None

@@ -14,9 +14,6 @@ from search.policy import Policy
 Fidelity = Literal["exact", "contained", "altered", "float"]
 """Computes what the simulation computes; the same values in wider storage; other values; not quantized."""
 
-HEADER_BYTES = 65536
-"""What files may hold beside the plan's tensors, such as names and a graph, before bytes count as missed."""
-
 
 @dataclass(frozen=True)
 class LayerExport:
@@ -54,6 +51,11 @@ class LayerExport:
             for side, format, became in self.sides
             if became == "altered" or (became == "float" and not format.is_float)
         )
+
+    @property
+    def departs(self) -> bool:
+        """Whether another precision runs than was planned."""
+        return bool(self.runs) and Precision.parse(self.runs) != Precision.parse(self.precision)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Verification:
         bytes_on_disk: Size of the artifact.
         planned_bytes: Weight bytes the plan predicts.
         other_bytes: What the artifact must hold beside them: biases and other parameters, and layers in float.
+        header_bytes: What its files may hold beside tensors, such as names and a graph, before bytes count as missed.
         latencies: The plan, float and uniform int8 on this machine.
         predicted_s: The latency the plan predicts; None where it predicts none.
         hardware: The device it predicts that for, which need not be this machine.
@@ -137,6 +140,7 @@ class Verification:
     bytes_on_disk: int
     planned_bytes: float
     other_bytes: float = 0.0
+    header_bytes: int = 0
     latencies: tuple[Latency, ...] = ()
     predicted_s: float | None = None
     hardware: str = ""
@@ -150,15 +154,18 @@ class Verification:
         worst = self.promised if worst is None else worst
         if self.quality < worst if self.higher_is_better else self.quality > worst:
             found.append(f"quality {self.quality:.4f} is worse than the plan's interval allows ({worst:.4f})")
-        allowed = 1.02 * (self.planned_bytes + self.other_bytes) + HEADER_BYTES
+        allowed = 1.02 * (self.planned_bytes + self.other_bytes) + self.header_bytes
         if self.bytes_on_disk > allowed:
             found.append(
-                f"{self.bytes_on_disk:,} bytes on disk are more than planned ({allowed:,.0f} with 2% and header)"
+                f"{self.bytes_on_disk:,} bytes on disk are more than planned ({allowed:,.0f} with 2% and a header of "
+                f"{self.header_bytes:,})"
             )
-        faults = [fault for layer in self.layers for fault in layer.faults]
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-            found.append(f"{'; '.join(faults[:3])}{more}")
+        others = [
+            f"{layer.name} runs as {layer.runs}, not as {layer.precision}" for layer in self.layers if layer.departs
+        ]
+        if others:
+            more = f"; and {len(others) - 3} more layers" if len(others) > 3 else ""
+            found.append(f"{'; '.join(others[:3])}{more}")
         return tuple(found)
 
     @property

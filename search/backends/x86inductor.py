@@ -37,6 +37,7 @@ class X86Inductor(Backend):
     """Writes `model.pt2`, a program that loads without the model's classes."""
 
     name = "x86inductor"
+    header_bytes = 12288  # a line of program text for every operation, with shapes and where it came from
     proof = "executed"
     packages = ("torch", "torchao")
     recalibrates = True
