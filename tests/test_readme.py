@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from search.backends.matrix import table
 from search.budget import Budget
 from search.cli import main, parser
 from search.config import compose, plain
@@ -74,6 +75,10 @@ def test_every_other_command_of_the_reference_runs(
     fewer = ["--sites", "1", "--samples", "1"] if command[1] == "profile" else []
     assert main([*command[1:], *fewer]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.strip()
+
+
+def test_the_table_of_backends_is_what_they_say() -> None:
+    assert table() in README
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:

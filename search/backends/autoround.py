@@ -59,6 +59,7 @@ class AutoRound(Emitter):
 
     name = "auto-round"
     proof = "validated"
+    reason = "AutoRound resolves every layer to its own entry, and a small Llama was tuned for a step"
     packages = ("auto-round",)
     ranges = "own"
     usage = """

@@ -50,6 +50,7 @@ class Backend(ABC):
     Attributes:
         name: What the command line calls it; the extra that installs its packages has the same name.
         proof: How this project proves it.
+        reason: Why it is not executed here; empty where it is.
         packages: Distributions that it reads or writes with, whose versions the manifest holds.
         ranges: `plan` where the artifact carries the plan's ranges; `own` where the backend finds its own from a
             configuration: all that it quantizes is altered then, and no candidate is left out for that alone.
@@ -61,6 +62,7 @@ class Backend(ABC):
 
     name: ClassVar[str]
     proof: ClassVar[Proof]
+    reason: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[Literal["plan", "own"]] = "plan"
     recalibrates: ClassVar[bool] = False

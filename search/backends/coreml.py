@@ -110,6 +110,7 @@ class CoreML(Emitter):
 
     name = "coreml"
     proof = "validated"
+    reason = "coremltools converts and compresses, and every weight is checked; models run on Apple's systems alone"
     ranges = "own"
     packages = ("coremltools",)
     usage = """

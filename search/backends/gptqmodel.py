@@ -70,6 +70,7 @@ class GPTQModel(Emitter):
 
     name = "gptqmodel"
     proof = "validated"
+    reason = "GPTQModel resolves every module to its own entry; its quantization was not run"
     packages = ("gptqmodel",)
     ranges = "own"
     usage = """

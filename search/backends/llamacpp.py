@@ -44,6 +44,7 @@ class LlamaCpp(Emitter):
 
     name = "llamacpp"
     proof = "validated"
+    reason = "gguf knows all names, types and sizes; Llamas are quantized and run where llama-cpp-python is installed"
     packages = ("gguf",)
     ranges = "own"
     usage = f"""

@@ -5,7 +5,6 @@ Usage: `python -m search.backends.matrix` prints it. What it says is what the co
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 from hwmodels import Format, Layer, Precision
@@ -27,6 +26,7 @@ INPUTS = (
     *("uint4", "uint6", "uint8", "uint16", "int8", "int16", "uint8-sym"),
     *("int8-token", "int8-dynamic", "fp8_e4m3", "mxfp8"),
 )
+NONE = "–"
 MEANINGS = ("exact", "contained", "own ranges")
 HEADER = "| backend | proved | layers | weights | inputs |\n|---|---|---|---|---|"
 
@@ -38,24 +38,34 @@ def table() -> str:
 
 def rows(one: Backend) -> Iterator[str]:
     """The rows of one backend."""
-    alike: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: list[tuple[str, str, list[str]]] = []
     for kind, layer in LAYERS.items():
-        alike[_cell(one, layer, "weight"), _cell(one, layer, "input")].append(kind)
-    for position, ((weights, inputs), kinds) in enumerate(alike.items()):
-        first = f"`{one.name}` | {one.proof}" if position == 0 else " | "
+        weights, inputs = _cell(one, layer, "weight"), _cell(one, layer, "input")
+        for row in alike:
+            if row[0] == weights and inputs in (row[1], NONE):
+                row[2].append(kind)
+                break
+        else:
+            alike.append((weights, inputs, [kind]))
+    for position, (weights, inputs, kinds) in enumerate(alike):
+        how = f"{one.proof}: {one.reason}" if one.reason else one.proof
+        first = f"`{one.name}` | {how}" if position == 0 else " | "
         yield f"| {first} | {', '.join(kinds)} | {weights} | {inputs} |"
 
 
 def _cell(one: Backend, layer: Layer, side: Side) -> str:
     """The formats of one side by what becomes of them, in words; those left out run as others, or in float."""
     if side == "input" and not layer.quantizes_input:
-        return "–"
+        return NONE
+    names = WEIGHTS if side == "weight" else INPUTS
     found: dict[str, list[str]] = {meaning: [] for meaning in MEANINGS}
-    for name in WEIGHTS if side == "weight" else INPUTS:
+    for name in names:
         best = min((_meaning(one, layer, side, name, other) for other in _partners(side, layer)), key=_rank)
         if best in found:
             found[best].append(name)
-    parts = [f"{meaning}: {', '.join(names)}" for meaning, names in found.items() if names]
+    if len(found["contained"]) > 1 and len(found["exact"]) + len(found["contained"]) == len(names):
+        found["contained"] = ["all others" if found["exact"] else "all"]
+    parts = [f"{meaning}: {', '.join(formats)}" for meaning, formats in found.items() if formats]
     return "; ".join(parts) or "float"
 
 

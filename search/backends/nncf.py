@@ -126,6 +126,7 @@ class NNCF(Emitter):
 
     name = "nncf"
     proof = "validated"
+    reason = "NNCF applies it, and every layer has the bits it says; NNCF finds the ranges"
     ranges = "own"
     packages = ("nncf",)
     usage = """

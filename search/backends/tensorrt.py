@@ -60,6 +60,7 @@ class TensorRT(Emitter):
 
     name = "tensorrt"
     proof = "emitted"
+    reason = "ONNX's checker, TensorRT's rules and ONNX Runtime read it; TensorRT itself needs a GPU"
     packages = ("onnx", "onnxscript")
     usage = """
     trtexec --onnx=model.onnx --saveEngine=model.engine

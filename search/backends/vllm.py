@@ -67,6 +67,7 @@ class VLLM(CompressedTensors):
 
     name = "vllm"
     proof = "validated"
+    reason = "transformers loads the checkpoint, and vLLM's rules hold; vLLM needs a GPU and another torch"
     usage = """
     vllm serve "this folder"  # on a CUDA device; 16-bit, where it keeps the scales of packed weights in that type too
     from vllm import LLM
