@@ -38,7 +38,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mobilenetv2": lambda: FashionMNIST("mobilenetv2"),
     "text": lambda: Text(calibration_samples=32, selection_samples=64),
 }
-EVALUATIONS = 6
+EVALUATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ class Case:
     placement: str = "inputs"
 
 
-STATIC = Case(("int8", "uint8"), ["int2", "int3", "int4", "int8", "int16"], ["uint8", "uint16"], (6, 5))
+STATIC = Case(("int8", "uint8"), ["int2", "int3", "int4", "int8"], ["uint8"], (6, 5))
 GROUPS = Case(("int8-g32", "float"), ["int2-g32", "int4-g32", "int8-g32"], ["float"], (6, 4.5), ("text",))
 CASES: dict[str, Case] = {
     "onnxruntime": STATIC,
     "onnxruntime full": Case(("int8", "uint8"), ["int4", "int8"], ["uint8"], (6, 5), placement="full"),
     "matmulnbits": GROUPS,
-    "openvino": STATIC,
+    "openvino": Case(("int8", "uint8"), ["int4", "int8"], ["float"], (6, 5)),
     "torchao": Case(("int8", "float"), ["int4", "int8", "float"], ["float"], (12, 9)),
     "x86inductor": Case(("int8", "uint8"), ["int8", "float"], ["uint8", "float"], (12, 9)),
     "compressed-tensors": GROUPS,
-    "modelopt": Case(("int8", "float"), ["int2", "int4", "int8"], ["float"], (6, 5)),
+    "modelopt": STATIC,
 }
 
 

@@ -56,7 +56,8 @@ def capture(model: nn.Module, network: Network, example_input: Any, points: Iter
     for name, layers in weights.items():
         _mark_weight(graph, name, layers)
     captured.opset_imports[DOMAIN] = 1
-    optimizer.optimize_ir(captured)  # the markers keep it from folding anything into a weight
+    with quietly("onnxscript", "onnx_ir"):
+        optimizer.optimize_ir(captured)  # the markers keep it from folding anything into a weight
     for marker in markers(graph, WEIGHT):
         _label_readers(marker, network)
     _check_nothing_was_dropped(graph, network, points)
@@ -116,7 +117,7 @@ def _export(model: nn.Module, network: Network, example_input: Any, points: tupl
             marks = {point.tensor: _mark(TENSOR, point.tensor) for point in points}
             marking.enter_context(Placement(model, points).treating(marks, owners))
         try:
-            with quietly("torch", "torch.onnx"), torch.no_grad(), slow_attention():
+            with quietly("torch", "torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad(), slow_attention():
                 program: Any = torch.onnx.export(
                     model,
                     args,
