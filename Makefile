@@ -21,7 +21,7 @@ lint: $(READY)
 ENVIRONMENTS := compressed-tensors gptqmodel auto-round modelopt brevitas nncf aimet coreml litert executorch llamacpp
 
 verify-backends: $(READY) $(addprefix verify-,$(ENVIRONMENTS))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m backend tests/test_backend_x86inductor.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m backend tests/test_backend_x86inductor.py tests/test_backend_matmulnbits.py tests/test_backend_tensorrt.py
 
 verify-%:
 	$(PYTHON) -m venv .venvs/$*

@@ -22,7 +22,7 @@ from search.config import (
     make_job,
     plain,
     register,
-    with_device_files,
+    spelt_out,
 )
 from search.errors import BitplanError, ConfigError
 from search.job import settings
@@ -48,7 +48,7 @@ def search_command(overrides: Sequence[str]) -> None:
             return None
 
     register()
-    sys.argv = ["bitplan search", *with_device_files(overrides)]
+    sys.argv = ["bitplan search", *spelt_out(overrides)]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and the message is ours
     try:
@@ -84,12 +84,12 @@ def run_job(config: Any) -> float:
             result = search(job, progress, mirrored.start)
         finally:
             progress.close()
+        write_report(result.run)
+        print_result(result, terminal)
         for exporter in exporters:
             folder = job.run_dir / "export" / exporter.name
             cost_model = placed(job.cost_model, job.quantizer.placement)
             deliver(exporter, result.plan, job.task, folder, cost_model, terminal, job.export.recalibrate)
-        write_report(result.run)
-        print_result(result, terminal)
     return result.plan.selection.value
 
 

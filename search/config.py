@@ -262,11 +262,15 @@ def compose(overrides: Sequence[str] = ()) -> Any:
 
     register()
     with hydra.initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        return hydra.compose("config", with_device_files(overrides))
+        return hydra.compose("config", spelt_out(overrides))
 
 
-def with_device_files(overrides: Sequence[str]) -> list[str]:
-    """Writes `hardware=PATH.yaml` as the roofline of that device file; of several, for a sweep, some may be names."""
+def spelt_out(overrides: Sequence[str]) -> list[str]:
+    """Writes short forms as Hydra takes them.
+
+    `hardware=PATH.yaml` is the roofline of that device file; of several, for a sweep, some may be names. `export=[A,B]`
+    means both, where Hydra would take the last.
+    """
     spelt: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -276,6 +280,8 @@ def with_device_files(overrides: Sequence[str]) -> list[str]:
         if key == "hardware" and any(is_file) and all(known):
             quoted = ("'" + device.replace("'", r"\'") + "'" for device in devices)  # paths may hold any character
             spelt += ["hardware=roofline", f"hardware.device={','.join(quoted)}"]
+        elif key == "export" and value.startswith("["):
+            spelt.append(f"export.backends={value}")
         else:
             spelt.append(override)
     return spelt

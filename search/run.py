@@ -14,6 +14,7 @@ import numpy as np
 from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
 from search.backends.deployment import Deployment
+from search.errors import InfeasibleError
 from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
 from search.history import history_table
 from search.job import Job, Result
@@ -91,6 +92,7 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     run.write_network(network)
 
     deployment = Deployment.of(job.export.backends, job.export.keep, job.quantizer.placement)
+    deployment.check(task.model)
     asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
     ties = joined([*asked, *map(list, shared_parameters(folded.model, network)), *deployment.ties(network)], network)
     run.update(ties=ties)
@@ -101,7 +103,10 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
     limits = budget.limits(pricing.reference(budget.reference))
     unpinned = build_space(network, job.space.weight, job.space.input)
     unrestricted, _ = runnable(unpinned, network, job.cost_model, deployment.targets)
-    check_feasible(pricing, limits, unrestricted, budget)
+    try:
+        check_feasible(pricing, limits, unrestricted, budget)
+    except InfeasibleError as error:
+        raise InfeasibleError("; ".join([f"{error}", *in_words(dropped)[:3]])) from error
     run.write_table("costs.parquet", pricing.to_frame())
 
     progress.stage("calibrating ranges")

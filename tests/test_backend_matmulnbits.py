@@ -106,6 +106,7 @@ def test_identity_returns_the_simulated_weights_bit_for_bit(linear: tuple[nn.Mod
         assert is_blocked == (format in BLOCKED), format
 
 
+@pytest.mark.backend
 def test_embeddings_return_the_simulated_rows_bit_for_bit(embedding: tuple[nn.Module, Path]) -> None:
     simulated, path = embedding
     ids = torch.arange(10).reshape(2, 5)
@@ -159,6 +160,7 @@ class Mixed(nn.Module):
         return self.head((x + self.body["b"](x)).flatten(1))
 
 
+@pytest.mark.backend
 def test_every_kind_of_layer_beside_the_other(tmp_path: Path) -> None:
     torch.manual_seed(0)
     policy = {"stem": "int4/float", "body.a": "uint4-g16/float", "body.b.0": "float", "head": "int8-g32/uint8"}
@@ -180,6 +182,7 @@ def test_every_kind_of_layer_beside_the_other(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.backend
 def test_an_embedding_and_the_decoder_that_shares_its_weight(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ids = torch.randint(0, 20, (4, 8))
@@ -192,6 +195,7 @@ def test_an_embedding_and_the_decoder_that_shares_its_weight(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.backend
 def test_bytes_on_disk_are_the_plans(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))

@@ -135,3 +135,13 @@ def test_other_inputs_stay_in_float() -> None:
     assert "int8-token" in said.note
     assert BACKEND.refuses(layer, Precision.parse("int8/uint16")) is not None
     assert BACKEND.refuses(layer, Precision.parse("int8/uint8")) is None
+
+
+@pytest.mark.parametrize(("features", "precision"), [(37, "int4/float"), (37, "uint4/float"), (70, "int4-g35/float")])
+def test_rows_of_an_odd_number_of_4_bit_codes_keep_their_values(features: int, precision: str, tmp_path: Path) -> None:
+    task = ModelTask(nn.Sequential(nn.Linear(features, 8)), torch.randn(16, features))
+    plan = make_plan(task, precision)
+    (layer,) = backend("openvino").export(plan, task, tmp_path / "out").layers
+    assert (layer.weight, layer.runs) == ("contained", "")
+    found = backend("openvino").verify(plan, task, tmp_path / "out")
+    assert found.largest_difference < 1e-4

@@ -84,6 +84,7 @@ def test_inputs_take_the_simulated_values(tmp_path: Path) -> None:
     assert dict(BACKEND.read(tmp_path)) == dict(plan.policy)
 
 
+@pytest.mark.backend
 def test_digits_end_to_end(tmp_path: Path) -> None:
     precisions = ("int8/int8", "int4/int8", "int8/uint4", "fp8_e4m3/fp8_e4m3", "float", "int8/uint8", "nf4/int6")
     plan = make_plan(Digits(), lambda position, _: precisions[position % len(precisions)])
@@ -100,6 +101,7 @@ def test_digits_end_to_end(tmp_path: Path) -> None:
     assert said["nf4/int6"] == ("contained", "contained", "")
 
 
+@pytest.mark.backend
 def test_an_embedding_and_the_decoder_that_shares_its_weight(tmp_path: Path) -> None:
     torch.manual_seed(0)
     task = ModelTask(Decoder(), torch.randint(0, 20, (4, 8)))

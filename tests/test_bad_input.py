@@ -11,7 +11,7 @@ from hwmodels import Workload
 from hwmodels.lookup import LookupTable
 from search.app import search_command
 from search.cli import main
-from search.config import compose, make_job, named_strategy, with_device_files
+from search.config import compose, make_job, named_strategy, spelt_out
 from search.errors import ConfigError, one_line
 from search.strategies.base import Strategy, checks_types
 
@@ -155,10 +155,11 @@ def test_workloads_are_whole_numbers(name: str, value: object) -> None:
 def test_a_device_file_is_an_option(tmp_path: Path) -> None:
     path = tmp_path / "it's mine, (2) = a.yaml"
     path.write_text(TOY)
-    assert with_device_files(["seed=1", "hardware=zen5", "hardware=a,b.yaml"]) == [
+    assert spelt_out(["seed=1", "hardware=zen5", "hardware=a,b.yaml"]) == [
         *("seed=1", "hardware=zen5", "hardware=a,b.yaml")
     ], "a is no device"
-    assert with_device_files(["hardware=zen5,b.yml"]) == ["hardware=roofline", "hardware.device='zen5','b.yml'"]
+    assert spelt_out(["export=[onnxruntime,openvino]"]) == ["export.backends=[onnxruntime,openvino]"]
+    assert spelt_out(["hardware=zen5,b.yml"]) == ["hardware=roofline", "hardware.device='zen5','b.yml'"]
     plain = tmp_path / "it's mine (2) = a.yaml"
     plain.write_text(TOY)
     assert make_job(compose([f"hardware={plain}"]), tmp_path).cost_model.name == "toy"

@@ -92,11 +92,16 @@ def _own(path: str) -> Backend:
     module, _, kind = path.rpartition(".")
     try:
         found = getattr(import_module(module), kind)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the last two: `.x`, `..x`
         raise ConfigError(f"backend {path} cannot be imported: {one_line(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ConfigError(f"backend {path} must be a subclass of search.backends.base.Backend")
-    return found()
+    try:
+        return found()
+    except TypeError as error:
+        raise ConfigError(
+            f"backend {path} must implement all of its contract and take no arguments: {one_line(error)}"
+        ) from error
 
 
 def _is_installed(package: str) -> bool:

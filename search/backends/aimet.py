@@ -80,7 +80,7 @@ class Aimet(Backend):
     proof = "executed"
     packages = ("aimet-torch",)
     usage = """
-    from search.backends.aimet import load
+    import aimet_torch, search; from pathlib import Path; from search.backends.aimet import load
     sim = aimet_torch.QuantizationSimModel(float_model, example_input)
     sim.model = load(search.Plan.load("plan.json"), float_model, Path("this folder"))
     sim.onnx.export((example_input,), "model.onnx", opset_version=21, dynamo=True, encoding_version="2.1.0")

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Literal
 from uuid import uuid4
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwmodels import Precision
 from search.backends.outcome import ExportReport, LayerExport
-from search.errors import DataError
+from search.errors import DataError, one_line
 from search.files import write_json
 from search.plan import Plan
 
@@ -27,19 +30,39 @@ MANIFEST, README = "manifest.json", "README.md"
 SCHEMA = "bitplan-export/1"
 
 
+class Manifest(BaseModel):
+    """What `manifest.json` says of a folder; `files` maps paths in it to their SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_: Literal["bitplan-export/1"] = Field(alias="schema")
+    backend: str
+    plan: str
+    plan_tensors: str
+    task: str
+    model: str
+    recalibrated: bool
+    versions: dict[str, str]
+    files: dict[str, str]
+    layers: tuple[LayerExport, ...]
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, and puts it in the place of `path` when the block ends without an error.
 
     Raises:
-        DataError: If `path` holds something that no export wrote.
+        DataError: If `path` holds something that no export wrote, or cannot be written.
     """
-    path = Path(os.path.abspath(path))
-    if path.exists() and not _is_replaceable(path):
-        raise DataError(f"{path} holds something that no export wrote; name a new folder with --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
     aside = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    aside.mkdir()
+    try:
+        if path.exists() and not _is_replaceable(path):
+            raise DataError(f"{path} holds something that no export wrote; name a new folder with --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+    except OSError as error:
+        raise DataError(f"no folder can be written at {path}: {one_line(error)}; name another with --out") from error
     try:
         yield aside
         if path.exists():
@@ -54,7 +77,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _is_replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
+    """Whether a folder is empty or an export's, damaged or not: other programs have manifests of that name, too."""
+    if not path.is_dir():
+        return False
+    file = path / MANIFEST
+    if file.is_file():
+        return SCHEMA.encode() in file.read_bytes()
+    return not any(path.iterdir())
 
 
 def write_manifest(folder: Path, plan: Plan, report: ExportReport, usage: str, versions: Mapping[str, str]) -> None:
@@ -95,40 +124,55 @@ def check_folder(path: Path, plan: Plan, backend: str) -> tuple[LayerExport, ...
     """
     manifest = read_manifest(path)
     again = f"export it again with `bitplan export PLAN --to {backend} --out {path}`"
-    if manifest["backend"] != backend:
-        raise DataError(f"{path} was exported for {manifest['backend']}, not for {backend}; {again}")
-    if (manifest["plan"], manifest["plan_tensors"]) != (plan.digest, plan.tensors.sha256):
-        raise DataError(f"{path} was exported from plan {manifest['plan']}, not from {plan.digest}; {again}")
-    for name, digest in manifest["files"].items():
+    if manifest.backend != backend:
+        raise DataError(f"{path} was exported for {manifest.backend}, not for {backend}; {again}")
+    if (manifest.plan, manifest.plan_tensors) != (plan.digest, plan.tensors.sha256):
+        raise DataError(f"{path} was exported from plan {manifest.plan}, not from {plan.digest}; {again}")
+    for name, digest in manifest.files.items():
         if not (path / name).is_file():
             raise DataError(f"{path} lacks {name}; {again}")
         if _digest(path / name) != digest:
             raise DataError(f"{path / name} is damaged: its sha256 is not the manifest's; {again}")
-    return tuple(LayerExport(**layer) for layer in manifest["layers"])
+    said = {layer.name: layer.precision for layer in manifest.layers}
+    if said != {name: str(precision) for name, precision in plan.policy.items()}:
+        raise DataError(f"{path / MANIFEST} is damaged: its layers are not those of plan {plan.digest}; {again}")
+    return manifest.layers
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Manifest:
     """Reads the manifest of an export.
 
     Raises:
         DataError: If there is none, or it is damaged.
     """
     file = path / MANIFEST
+    again = f"`bitplan export PLAN --to BACKEND --out {path}`"
     if not file.is_file():
-        raise DataError(f"no {file}; write it first with `bitplan export PLAN --to BACKEND --out {path}`")
+        raise DataError(f"no {file}; write it first with {again}")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise DataError(f"{file} is no manifest of schema {SCHEMA!r}; export again")
+        content = file.read_text(encoding="utf-8")
+        json.loads(content)
+        manifest = Manifest.model_validate_json(content)
+        for layer in manifest.layers:
+            Precision.parse(layer.runs or layer.precision)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{file} is no manifest of schema {SCHEMA!r}: {where}: {first['msg']}; export again with {again}"
+        ) from error
+    except ValueError as error:  # of JSON, UTF-8 and precisions
+        raise DataError(f"{file} is damaged: {one_line(error)}; export again with {again}") from error
+    outside = next((name for name in manifest.files if Path(name).is_absolute() or ".." in Path(name).parts), None)
+    if outside or not set(manifest.files) - {README}:
+        what = f"names {outside}, which is not in the folder" if outside else "names no file of an artifact"
+        raise DataError(f"{file} is damaged: it {what}; export again with {again}")
     return manifest
 
 
 def artifact_files(path: Path) -> list[Path]:
-    """The files of the artifact proper, without README and manifest."""
-    beside = {path / MANIFEST, path / README}
-    return sorted(file for file in path.rglob("*") if file.is_file() and file not in beside)
+    """The files of the artifact proper, as the manifest lists them: without README, and what was put there since."""
+    return sorted(path / name for name in read_manifest(path).files if name != README)
 
 
 def _digest(file: Path) -> str:

@@ -68,6 +68,10 @@ class AutoRound(Emitter):
     AutoRound(model, tokenizer=tokenizer, layer_config=layers).quantize_and_save("quantized", format="auto_round")
     """
 
+    def takes(self, model: nn.Module) -> None:
+        """Takes Hugging Face models alone."""
+        require_hugging_face(model, self.name)
+
     def express(self, layer: Layer, precision: Precision) -> LayerExport:
         """Linear layers get integers of 2 to 8 bits, rows of int8 also int8 inputs; everything else stays in float."""
         weight = own_integers(layer, precision.weight, GROUPS)
@@ -84,7 +88,7 @@ class AutoRound(Emitter):
         Raises:
             UnsupportedError: If the model is no Hugging Face model, or its output layer is the embedding.
         """
-        require_hugging_face(task.model, self.name)
+        self.takes(task.model)
         layers = [self.express(plan.network[name], precision) for name, precision in plan.policy.items()]
         runs = {layer.name: Precision.parse(layer.runs or layer.precision) for layer in layers}
         quantized = {name: found.weight for name, found in runs.items() if not found.weight.is_float}

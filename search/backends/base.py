@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwmodels import Format, Layer, Network, Precision
 from hwmodels.precision import FLOAT_PRECISION, Side
@@ -57,7 +57,7 @@ class Backend(ABC):
         recalibrates: Whether it can find ranges of its own in place of the plan's.
         places: Whether it quantizes the tensors between layers too, as `quantizer.placement=full` does.
         header_bytes: What its files may hold per layer beside tensors, such as names and a graph.
-        usage: How to load the artifact: at most four lines for the README beside it; `{plan}` is the plan's name.
+        usage: How to load the artifact: at most four lines for the README beside it.
     """
 
     name: ClassVar[str]
@@ -85,6 +85,10 @@ class Backend(ABC):
     @abstractmethod
     def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification | Validation:
         """Runs the artifact over the task's report split in a fresh process, or has the real package read it."""
+
+    def takes(self, model: nn.Module) -> None:
+        """Raises UnsupportedError where a model is of no kind that the backend takes: asked before a search."""
+        return None
 
     def ties(self, network: Network) -> list[list[str]]:
         """Lists the layers that the backend runs as one, which must share a precision; none by default."""
@@ -128,7 +132,8 @@ class Backend(ABC):
                 "of layers are quantized there; search with quantizer.placement=inputs"
             )
         if recalibrate and not self.recalibrates:
-            raise UnsupportedError(f"{self.name} finds no ranges of its own; export without --recalibrate")
+            why = "always finds its own ranges" if self.ranges == "own" else "finds no ranges of its own"
+            raise UnsupportedError(f"{self.name} {why}; export without --recalibrate")
         with new_folder(path) as folder:
             layers = tuple(self.write(plan, task, folder, recalibrate))
             files = tuple(sorted(path / file.relative_to(folder) for file in folder.rglob("*") if file.is_file()))

@@ -46,6 +46,7 @@ class Brevitas(Backend):
     proof = "executed"
     packages = ("brevitas",)
     usage = """
+    import search; from pathlib import Path
     from search.backends.brevitas import load
     model = load(search.Plan.load("plan.json"), float_model, Path("this folder"))
     """

@@ -21,12 +21,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwmodels import FLOAT, Format, Layer, Precision
 from search.backends.base import Backend, Proof
-from search.backends.huggingface import CONFIG, MODULES, WEIGHTS, language_model, load_checkpoint, save_checkpoint
+from search.backends.huggingface import (
+    CONFIG,
+    MODULES,
+    WEIGHTS,
+    language_model,
+    load_checkpoint,
+    require_hugging_face,
+    save_checkpoint,
+)
 from search.backends.outcome import ExportReport, Fidelity, LayerExport, Validation, Verification
 from search.backends.realize import simulate
 from search.backends.torch_process import run_in_fresh_process
@@ -88,6 +96,10 @@ class CompressedTensors(Backend):
     model = AutoModelForCausalLM.from_pretrained("this folder")  # float32, as it was searched; others round the scales
     tokenizer = AutoTokenizer.from_pretrained("this folder")
     """
+
+    def takes(self, model: nn.Module) -> None:
+        """Takes Hugging Face models alone."""
+        require_hugging_face(model, self.name)
 
     def express(self, layer: Layer, precision: Precision) -> LayerExport:
         """Integers and fp8 keep their codes in Linear and Embedding; inputs run through the package's own quantizer."""

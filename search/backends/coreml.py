@@ -114,6 +114,7 @@ class CoreML(Emitter):
     ranges = "own"
     packages = ("coremltools",)
     usage = """
+    import search; from pathlib import Path
     from search.backends.coreml import convert  # or OptimizationConfig.from_yaml("quantize.yaml") on a program of yours
     program = convert(search.Plan.load("plan.json"), float_model, example_input, Path("this folder"))
     program.save("model.mlpackage")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from torch import nn
+
 from hwmodels import Layer, Network, Precision
 from search.backends import backend
 from search.backends.base import Backend, Keep
@@ -71,6 +73,11 @@ class Deployment:
                     "inputs of layers alone; search with quantizer.placement=inputs"
                 )
         return cls(tuple(BackendTarget(one, cast(Keep, keep)) for one in backends))
+
+    def check(self, model: nn.Module) -> None:
+        """Raises UnsupportedError where one of the backends takes no such model."""
+        for target in self.targets:
+            target.backend.takes(model)
 
     def ties(self, network: Network) -> list[list[str]]:
         """Layers that one of the backends runs as one."""

@@ -45,7 +45,7 @@ class ExecuTorch(Backend):
     proof = "executed"
     packages = ("torch", "torchao", "executorch")
     usage = """
-    import torch, torchao.quantization.pt2e, executorch.kernels.quantized
+    import torch, torchao.quantization.pt2e, executorch.kernels.quantized, executorch.runtime
     from search.backends.executorch import lower
     lower("model.pt2", "model.pte")  # portable kernels, one sample a batch; see there why not XNNPACK
     executorch.runtime.Runtime.get().load_program("model.pte").load_method("forward").execute([batch])

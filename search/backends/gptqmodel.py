@@ -80,6 +80,10 @@ class GPTQModel(Emitter):
     model.save("quantized")
     """
 
+    def takes(self, model: nn.Module) -> None:
+        """Takes Hugging Face models alone."""
+        require_hugging_face(model, self.name)
+
     def express(self, layer: Layer, precision: Precision) -> LayerExport:
         """Linear layers get integers of 2 to 8 bits; inputs and everything else stay in float."""
         return own_ranges(layer, precision, Precision(own_integers(layer, precision.weight, GROUPS)), "GPTQModel")
@@ -90,7 +94,7 @@ class GPTQModel(Emitter):
         Raises:
             UnsupportedError: If the model is no Hugging Face model, or a layer is one that GPTQModel never quantizes.
         """
-        require_hugging_face(task.model, self.name)
+        self.takes(task.model)
         layers = [self.express(plan.network[name], precision) for name, precision in plan.policy.items()]
         runs = {layer.name: Precision.parse(layer.runs or layer.precision).weight for layer in layers}
         quantized = {name: format for name, format in runs.items() if not format.is_float}

@@ -53,6 +53,10 @@ class LlamaCpp(Emitter):
     llama-quantize --tensor-type-file {TYPES_FILE} model-f32.gguf model.gguf q8_0  # any quantized type for q8_0
     """
 
+    def takes(self, model: nn.Module) -> None:
+        """Takes decoders of Hugging Face whose tensors have names in llama.cpp."""
+        architecture(model)
+
     def express(self, layer: Layer, precision: Precision) -> LayerExport:
         """Casts are kept; integers and small floats become the nearest ggml type, inputs stay in float."""
         name = type_of(layer, precision.weight)

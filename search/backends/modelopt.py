@@ -49,6 +49,7 @@ class ModelOpt(Backend):
     packages = ("nvidia-modelopt",)
     recalibrates = True
     usage = """
+    import search; from pathlib import Path
     from search.backends.modelopt import load  # or: mtq.quantize(model, yaml.safe_load(open("modelopt.yaml")))
     model = load(search.Plan.load("plan.json"), float_model, Path("this folder"))  # with batch norm folded, ranges set
     """

@@ -130,6 +130,7 @@ class NNCF(Emitter):
     ranges = "own"
     packages = ("nncf",)
     usage = """
+    import search; from pathlib import Path
     from search.backends.nncf import quantize
     model = quantize(search.Plan.load("plan.json"), float_model, Path("this folder"), calibration_inputs)
     """

@@ -9,6 +9,7 @@ against openvino 2026.4.1.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,8 @@ def weight_storage(layer: Layer, precision: Precision) -> Format:
     """Returns the integers of 4 or 8 bits that hold a weight's codes; float where there are none for them.
 
     4 bits are for float inputs: integer kernels take weights of 8 bits alone, and with others OpenVINO multiplies in
-    float32.
+    float32. And they are for rows and groups that fill whole bytes: openvino 2026.4.1 multiplies odd numbers of such
+    codes wrongly.
     """
     format = precision.weight
     if format.grid not in ("int", "binary", "ternary") or format.bits > 8:
@@ -112,7 +114,9 @@ def weight_storage(layer: Layer, precision: Precision) -> Format:
         fits = len(rows) == 2 and layer.channel_axis == 0 and rows[1] % format.group == 0
         if not fits:
             return FLOAT
-    bits = 4 if format.bits <= 4 and precision.input.is_float else 8
+    under_a_scale = format.group if format.granularity == "group" else math.prod(layer.weight_shape[1:])
+    fills_bytes = under_a_scale % 2 == 0
+    bits = 4 if format.bits <= 4 and precision.input.is_float and fills_bytes else 8
     return Format(bits, signed=format.signed)
 
 

@@ -48,7 +48,7 @@ class TorchAO(Backend):
     proof = "executed"
     packages = ("torchao",)
     usage = """
-    import torchao, torch
+    import search; from pathlib import Path
     from search.backends.torchao import load
     model = load(search.Plan.load("plan.json"), float_model, Path("this folder"))
     """
