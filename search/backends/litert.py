@@ -10,27 +10,23 @@ channel holds two neighbouring codes.) The interpreter runs the model in a proce
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hwmodels import Layer, Precision
+from search.backends.array_process import run_models
 from search.backends.base import Backend
 from search.backends.litert_convert import converted, leaves_of, samples_of
 from search.backends.litert_model import Made, quantized
 from search.backends.litert_storage import stored_as
 from search.backends.outcome import ExportReport, LayerExport, Verification
 from search.backends.realize import simulate
-from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, uniform_int8
-from search.errors import UnsupportedError
+from search.backends.verify import compare, record, replay, uniform_int8
 from search.plan import Plan
 from search.policy import Policy
 from search.quantize.simulate import QuantizedModel
@@ -126,16 +122,4 @@ def run_in_fresh_process(
         UnsupportedError: If the runtime refuses a model, or a call of another shape.
     """
     arrays = {f"{key}/{i}": x.cpu().numpy() for key, call in enumerate(calls) for i, x in enumerate(leaves_of(call))}
-    np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
-    paths = {name: str(path.resolve()) for name, path in models.items()}
-    job = {"models": paths, "threads": THREADS, "warmup": WARMUP, "runs": RUNS}
-    (folder / "job.json").write_text(json.dumps(job))
-    done = subprocess.run([sys.executable, "-P", str(WORKER), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it crashed"])[-1]
-        raise UnsupportedError(f"LiteRT does not run the exported model: {reason}")
-    returned: list[list[Tensor]] = [[] for _ in calls]
-    with np.load(folder / "outputs.npz") as file:
-        for key in file.files:
-            returned[int(key.split("/")[0])].append(torch.from_numpy(file[key]))
-    return returned, json.loads((folder / "seconds.json").read_text())
+    return run_models(WORKER, "LiteRT", models, arrays, len(calls), folder)

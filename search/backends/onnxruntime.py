@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hwmodels import Format, Layer, Precision
+from search.backends.array_process import call_arrays, run_models
 from search.backends.base import Backend
-from search.backends.onnx_capture import call_arguments, capture, layers_in
+from search.backends.onnx_capture import capture, layers_in
 from search.backends.onnx_quantize import quantized, save
 from search.backends.onnx_ranges import find_ranges, takes_own_range
 from search.backends.onnx_storage import has_integer_kernel, input_storage, takes_input, weight_storage
 from search.backends.outcome import ExportReport, Fidelity, LayerExport, Verification
 from search.backends.realize import simulate
-from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
+from search.backends.verify import compare, record, replay, uniform_int8
 from search.errors import UnsupportedError
 from search.plan import Plan
 from search.policy import Policy
-from search.tasks.task import Task, tensors_in
+from search.tasks.task import Task
 
 MODEL = "model.onnx"
 NARROWEST = 2  # bits of an integer that onnxruntime 1.32 loads
@@ -47,9 +43,7 @@ class OnnxRuntime(Backend):
     """Writes weights of 2, 4, 8 and 16 bits in their own types, other widths in the next wider one."""
 
     name = "onnxruntime"
-    header_bytes = (
-        5120  # names, shapes, quantizers: 1.5 KB for a convolution, 5 KB for a linear layer of a Llama
-    )
+    header_bytes = 5120  # names, shapes, quantizers: 1.5 KB for a convolution, 5 KB for a linear layer of a Llama
     proof = "executed"
     packages = ("onnx", "onnxscript", "onnxruntime")
     recalibrates = True
@@ -107,21 +101,7 @@ def run_in_fresh_process(
     Raises:
         UnsupportedError: If the runtime refuses a model.
     """
-    keyed = dict(zip([*map(str, range(len(calls))), "single"], [*calls, single(calls[0])], strict=True))
-    tensors = {key: tensors_in([args, call_arguments(kwargs)[1]]) for key, (args, kwargs) in keyed.items()}
-    arrays = {f"{key}/{i}": x.cpu().numpy() for key, inputs in tensors.items() for i, x in enumerate(inputs)}
-    np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
-    paths = {name: str(path.resolve()) for name, path in models.items()}
-    job = {"models": paths, "threads": THREADS, "warmup": WARMUP, "runs": RUNS}
-    (folder / "job.json").write_text(json.dumps(job))
-    done = subprocess.run([sys.executable, "-P", str(WORKER), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        raise UnsupportedError(f"onnxruntime does not run the exported model: {done.stderr.strip().splitlines()[-1]}")
-    returned: list[list[Tensor]] = [[] for _ in calls]
-    with np.load(folder / "outputs.npz") as file:
-        for key in file.files:
-            returned[int(key.split("/")[0])].append(torch.from_numpy(file[key]))
-    return returned, json.loads((folder / "seconds.json").read_text())
+    return run_models(WORKER, "onnxruntime", models, call_arrays(calls), len(calls), folder)
 
 
 def running(policy: Mapping[str, Precision]) -> Policy:

@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hwmodels import FLOAT, Format, Layer, Precision
+from search.backends.array_process import ask, call_arrays, run_models
 from search.backends.base import Backend
-from search.backends.onnx_capture import call_arguments, capture, layers_in
+from search.backends.onnx_capture import capture, layers_in
 from search.backends.onnx_qdq import with_quantizers
 from search.backends.onnx_quantize import save
 from search.backends.outcome import ExportReport, Fidelity, LayerExport, Verification
 from search.backends.realize import simulate
-from search.backends.verify import RUNS, THREADS, WARMUP, compare, record, replay, single, uniform_int8
-from search.errors import UnsupportedError
+from search.backends.verify import THREADS, compare, record, replay, uniform_int8
 from search.plan import Plan
 from search.policy import Policy
-from search.tasks.task import Task, tensors_in
+from search.tasks.task import Task
 
 MODEL, GRAPH = "model.xml", "model.onnx"
 WORKER = Path(__file__).with_name("openvino_worker.py")
@@ -175,7 +171,7 @@ def converted(graph: Path, target: Path) -> list[dict[str, str]]:
     """Converts an ONNX file in a fresh process; returns the operations that OpenVINO makes of it on this machine."""
     with tempfile.TemporaryDirectory() as temporary:
         job = {"convert": {str(graph): str(target)}, "operations": str(target), "threads": THREADS}
-        _work(job, Path(temporary))
+        ask(WORKER, "openvino", job, Path(temporary))
         found: list[dict[str, str]] = json.loads((Path(temporary) / "operations.json").read_text())
     return found
 
@@ -197,22 +193,5 @@ def run_in_fresh_process(
     Raises:
         UnsupportedError: If the runtime refuses a model.
     """
-    keyed = dict(zip([*map(str, range(len(calls))), "single"], [*calls, single(calls[0])], strict=True))
-    tensors = {key: tensors_in([args, call_arguments(kwargs)[1]]) for key, (args, kwargs) in keyed.items()}
-    arrays = {f"{key}/{i}": x.cpu().numpy() for key, inputs in tensors.items() for i, x in enumerate(inputs)}
-    np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
-    paths = {name: str(path.resolve()) for name, path in models.items()}
     sources = {str(graph): str(target) for graph, target in graphs.items()}
-    _work({"convert": sources, "models": paths, "threads": THREADS, "warmup": WARMUP, "runs": RUNS}, folder)
-    returned: list[list[Tensor]] = [[] for _ in calls]
-    with np.load(folder / "outputs.npz") as file:
-        for key in file.files:
-            returned[int(key.split("/")[0])].append(torch.from_numpy(file[key]))
-    return returned, json.loads((folder / "seconds.json").read_text())
-
-
-def _work(job: Mapping[str, Any], folder: Path) -> None:
-    (folder / "job.json").write_text(json.dumps(job))
-    done = subprocess.run([sys.executable, "-P", str(WORKER), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        raise UnsupportedError(f"openvino does not take the exported model: {done.stderr.strip().splitlines()[-1]}")
+    return run_models(WORKER, "openvino", models, call_arrays(calls), len(calls), folder, convert=sources)
