@@ -1,4 +1,7 @@
-"""Draws what backends delivered beside what plans promised: quality, bytes, latency."""
+"""Draws what backends delivered beside what plans promised, and prints the README's table.
+
+python -m experiments.fidelity.figure
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
+def summary(table: pd.DataFrame) -> str:
+    """One line a backend and task in Markdown, the worst of its three plans."""
+    lines = [
+        "| backend | task | worse than simulated | agreement | header, KiB | plan's latency over float | predicted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, task), rows in table.groupby(["backend", "task"], sort=True):
+        worst = rows["worse_by"].loc[rows["worse_by"].abs().idxmax()]
+        lost = f"{100 * worst / rows['simulated'].iloc[0]:.3f}%" if task == "text" else f"{100 * worst:.2f} points"
+        ratio, predicted = (
+            " to ".join(dict.fromkeys(f"{value:.2f}" for value in (rows[key].min(), rows[key].max())))
+            for key in ("latency_ratio", "predicted_ratio")
+        )
+        known = predicted if name.startswith("onnxruntime") else ""
+        header = f"{rows['header_bytes'].max() / 1024:.0f}" if rows["header_bytes"].min() > 0 else "–"
+        cells = (name, task, lost, f"{rows['agreement'].min():.2%}", header, ratio, known)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -36,3 +59,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     if speed.collections:
         speed.legend(fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    measured = pd.read_csv(here / "fidelity.csv")
+    draw(measured, here / "fidelity.png")
+    print(summary(measured))
