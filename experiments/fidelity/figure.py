@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
@@ -40,24 +41,31 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     quality, size, speed = figure.subplots(1, 3)
-    for colour, (name, rows) in zip(COLOURS, table.groupby("backend", sort=False), strict=False):
+    tasks = list(dict.fromkeys(table["task"]))
+    names = sorted(set(table["backend"]))
+    for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        rows = table[table["backend"] == name]
         scale = np.where(rows["task"] == "text", 100 / rows["simulated"], 100.0)
-        quality.scatter(rows["task"], scale * rows["worse_by"], color=colour, label=name, alpha=0.8)
-        size.scatter(rows["planned_bytes"], rows["bytes_on_disk"], color=colour, alpha=0.8)
-        if str(name).startswith("onnxruntime"):
-            speed.scatter(rows["predicted_ratio"], rows["latency_ratio"], color=colour, alpha=0.8, label=name)
+        places = rows["task"].map(tasks.index) + 0.08 * (number - len(names) / 2)
+        quality.scatter(places, scale * rows["worse_by"], color=colour, label=name, s=22)
+        size.scatter(rows["planned_bytes"], rows["bytes_on_disk"], color=colour, label=name, s=22)
+        if name.startswith("onnxruntime"):
+            speed.scatter(rows["predicted_ratio"], rows["latency_ratio"], color=colour, label=name, s=22)
     for end in (-0.1, 0.1):
         quality.axhline(end, color="black", linewidth=0.6, linestyle=":")
+    quality.set_xticks(range(len(tasks)), tasks)
     quality.set_ylabel("worse than simulated (points; text: % of perplexity)")
-    quality.legend(fontsize=7)
     ends = [table["planned_bytes"].min(), table["planned_bytes"].max()]
     size.plot(ends, ends, color="black", linewidth=0.6)
     size.set(xscale="log", yscale="log", xlabel="bytes planned", ylabel="bytes on disk")
-    top = 1.1 * float(table[["predicted_ratio", "latency_ratio"]].max().max())
-    speed.plot([0, top], [0, top], color="black", linewidth=0.6)
-    speed.set(xlabel="latency over float, predicted", ylabel="latency over float, measured")
-    if speed.collections:
-        speed.legend(fontsize=7)
+    size.legend(fontsize=7)
+    speed.plot([0.25, 3], [0.25, 3], color="black", linewidth=0.6)
+    speed.set(xscale="log", yscale="log", xlabel="latency over float, predicted", ylabel="latency over float, measured")
+    for axis in (speed.xaxis, speed.yaxis):
+        axis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 3]))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    speed.legend(fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
