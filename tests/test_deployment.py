@@ -17,7 +17,7 @@ from search.backends import BACKENDS, backend
 from search.backends.base import Backend
 from search.backends.deployment import BackendTarget, Deployment
 from search.backends.outcome import ExportReport, LayerExport
-from search.cli import main
+from search.cli import main, parse
 from search.errors import ConfigError, UnsupportedError
 from search.legal import in_words, runnable, without
 from search.plan import Plan
@@ -163,6 +163,20 @@ def test_an_export_that_cannot_place_is_refused_before_anything_is_measured(tmp_
     settings = ["export=torchao", "quantizer.placement=full", f"run_dir={tmp_path}/run", "tracking=none"]
     with pytest.raises(ConfigError, match=r"export=torchao and quantizer.placement=full do not go together"):
         search_command(settings)
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
+
+
+def test_settings_may_stand_anywhere_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["plan", "task.a=1", "--backend", "x"], ["plan", "--backend", "x", "task.a=1"]):
+        assert parse(["verify", *words]).overrides == ["task.a=1"]
+    with pytest.raises(SystemExit):
+        parse(["verify", "plan", "--backend", "x", "--nonsense"])
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
+
+
+def test_a_model_that_a_backend_cannot_take_is_refused_before_the_search(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="vllm takes Hugging Face models"):
+        search_command(["export=vllm", f"run_dir={tmp_path}/run", "tracking=none"])
     assert not (tmp_path / "run" / "trials.jsonl").exists()
 
 
