@@ -14,16 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from hwmodels import Format, Layer, Network, Precision
+from hwmodels import Layer, Network, Precision
 from hwmodels.precision import FLOAT_PRECISION, Side
 from search.backends.artifact import check_folder, new_folder, write_manifest
 from search.backends.outcome import ExportReport, LayerExport, Validation, Verification
 from search.errors import DataError, UnsupportedError
 from search.legal import Refusal
 from search.plan import Plan
-from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
 
 Proof = Literal["executed", "validated", "emitted"]
@@ -203,15 +202,3 @@ class Emitter(Backend):
         return Validation(
             self.name, "validated" if self.proof == "validated" else "emitted", by, (back, *checks), layers
         )
-
-
-def same(layer: Layer, precision: Precision, note: str = "", compute: str = "") -> LayerExport:
-    """A layer that is exported just as planned."""
-    weight: Literal["float", "exact"] = "float" if precision.weight.is_float else "exact"
-    input_: Literal["float", "exact"] = "float" if precision.input.is_float else "exact"
-    return LayerExport(layer.name, str(precision), weight, input_, compute, note)
-
-
-def channel_scale(simulated: QuantizedModel, layer: str, format: Format) -> Tensor:
-    """Returns the scale of every output channel of a weight in a static integer format, shape `(channels,)`."""
-    return simulated.weight_parameters(layer, format)["scale"].expand(simulated.network[layer].channels)

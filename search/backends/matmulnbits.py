@@ -6,7 +6,6 @@ onnxruntime 1.32 multiplies 4 bits directly on x86-64; it unpacks 2 and 8 bits t
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,9 @@ from search.backends.onnx_capture import WEIGHT, capture, markers
 from search.backends.onnx_nbits import blocks_of, place_blocks
 from search.backends.onnx_qdq import slimmed
 from search.backends.onnx_quantize import quantized, save, weight_storage
-from search.backends.onnxruntime import MODEL, run_in_fresh_process
-from search.backends.outcome import ExportReport, Fidelity, LayerExport, Verification
-from search.backends.realize import simulate
-from search.backends.verify import compare, record, replay, uniform_int8
+from search.backends.onnxruntime import MODEL, check_model
+from search.backends.outcome import Fidelity, LayerExport, Verification
 from search.plan import Plan
-from search.policy import Policy
 from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
 
@@ -63,18 +59,7 @@ class MatMulNBits(Backend):
 
     def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification:
         """Runs `model.onnx` over the report split, beside the float network and the one with 8-bit weights."""
-        simulated = simulate(plan, task, ExportReport(self.name, (), layers).policy)
-        recording = record(task, simulated.model)
-        policies = {"float": Policy({}), "int8": uniform_int8(plan, task, simulated)}
-        captured = capture(simulated.model, plan.network, task.example_input)
-        with tempfile.TemporaryDirectory() as temporary:
-            models = {"plan": folder / MODEL}
-            for name, policy in policies.items():
-                models[name] = Path(temporary) / f"{name}.onnx"
-                save(with_blocks(captured, simulated, policy), models[name])
-            returned, seconds = run_in_fresh_process(models, recording.calls, Path(temporary))
-        outputs = replay(task, recording, returned)
-        return compare(plan, task, recording, outputs, folder, seconds, layers, self.name)
+        return check_model(self.name, plan, task, folder, layers, with_blocks)
 
 
 def with_blocks(captured: Any, simulated: QuantizedModel, policy: Mapping[str, Precision]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from search.backends.verify import compare, record, replay, uniform_int8
 from search.errors import UnsupportedError
 from search.plan import Plan
 from search.policy import Policy
+from search.quantize.simulate import QuantizedModel
 from search.tasks.task import Task
 
 MODEL = "model.onnx"
@@ -71,18 +72,37 @@ class OnnxRuntime(Backend):
 
     def check(self, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...]) -> Verification:
         """Runs `model.onnx` over the report split, beside the float network and the one at 8 bits everywhere."""
-        simulated = simulate(plan, task, ExportReport(self.name, (), layers).policy)
-        recording = record(task, simulated.model)
-        policies = {"float": Policy({}), "int8": uniform_int8(plan, task, simulated)}
-        captured = capture(simulated.model, plan.network, task.example_input, plan.points)
-        with tempfile.TemporaryDirectory() as temporary:
-            models = {"plan": folder / MODEL}
-            for name, policy in policies.items():
-                models[name] = Path(temporary) / f"{name}.onnx"
-                save(quantized(captured, simulated, policy), models[name])
-            returned, seconds = run_in_fresh_process(models, recording.calls, Path(temporary))
-        outputs = replay(task, recording, returned)
-        return compare(plan, task, recording, outputs, folder, seconds, layers, self.name)
+        return check_model(self.name, plan, task, folder, layers, quantized)
+
+
+Quantize = Callable[[Any, QuantizedModel, Mapping[str, Precision]], Any]  # captured graph, network, policy -> graph
+
+
+def check_model(
+    backend: str, plan: Plan, task: Task, folder: Path, layers: tuple[LayerExport, ...], quantize: Quantize
+) -> Verification:
+    """Runs `model.onnx` in a folder over the report split, beside the float network and the one at 8 bits everywhere.
+
+    Args:
+        backend: Who wrote it.
+        plan: The plan.
+        task: The plan's.
+        folder: Holds the artifact.
+        layers: What became of each layer.
+        quantize: How the backend quantizes a captured graph, for the network at 8 bits.
+    """
+    simulated = simulate(plan, task, ExportReport(backend, (), layers).policy)
+    recording = record(task, simulated.model)
+    policies = {"float": Policy({}), "int8": uniform_int8(plan, task, simulated)}
+    captured = capture(simulated.model, plan.network, task.example_input, plan.points)
+    with tempfile.TemporaryDirectory() as temporary:
+        models = {"plan": folder / MODEL}
+        for name, policy in policies.items():
+            models[name] = Path(temporary) / f"{name}.onnx"
+            save(quantize(captured, simulated, policy), models[name])
+        returned, seconds = run_in_fresh_process(models, recording.calls, Path(temporary))
+    outputs = replay(task, recording, returned)
+    return compare(plan, task, recording, outputs, folder, seconds, layers, backend)
 
 
 def run_in_fresh_process(
