@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from search.cli import COMMANDS, main
+from search.cli import NAMES, main
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    is_command = bool(given) and given[0] in (*COMMANDS, "-h", "--help")
+    is_command = bool(given) and given[0] in (*NAMES, "-h", "--help")
     sys.exit(main(given if is_command else ["search", *given]))

@@ -70,6 +70,8 @@ class Config:
     export: ExportSettings
     workload: Workload
     seed: int
+    workers: int
+    study: str | None
     run_root: str
     run_dir: str
 
@@ -250,6 +252,8 @@ def make_job(config: Any, run_dir: Path) -> Job:
         recover=settings(RecoverSettings, values["recover"], "recover"),
         export=settings(ExportSettings, values["export"], "export"),
         seed=values["seed"],
+        workers=values["workers"],
+        study=values["study"],
         run_dir=run_dir,
         store=Path(values["run_root"]),
         config=values,

@@ -144,6 +144,9 @@ class Job:
         recover: The repairs.
         export: What the plan is for.
         seed: Seed of the strategy.
+        workers: Processes of this machine that measure, this one included; they change no result.
+        study: Path of a journal file, or URL of a database, through which workers of other machines join; None lets
+            those join that see the run directory.
         store: Folder of what is kept for all runs: sensitivity tables in `scores`, what policies scored in
             `evaluations`; None keeps each in its own run alone.
         config: The settings as the user gave them, for the record and for telling whether a run may be resumed.
@@ -162,8 +165,14 @@ class Job:
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     seed: int = 0
+    workers: int = 1
+    study: str | None = None
     store: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"workers={self.workers} must be at least 1: the process that searches measures, too")
 
 
 @dataclass(frozen=True)

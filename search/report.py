@@ -18,6 +18,7 @@ from search.figures.interactive import plot_front
 from search.figures.layer_costs import draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import draw_sensitivity, sensitivity_info
 from search.files import replacing, write_text
+from search.pages import render
 from search.plan import MeasuredQuality, Plan
 from search.rundir import RunDirectory, flat
 from search.units import COST_NAMES, NONE, interval, quantity, significant
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 LOW_CORRELATION = 0.5
 LIMIT_COSTS = {
     "size_ratio": "size",
@@ -58,8 +58,6 @@ def write_report(run: RunDirectory) -> Path:
     Raises:
         DataError: If the run has no plan yet.
     """
-    from jinja2 import Environment, StrictUndefined
-
     about, plan, front = run.info(), run.plan(), run.table("front.csv")
     if plan is None or front is None or "limits" not in about:
         raise DataError(
@@ -75,15 +73,12 @@ def write_report(run: RunDirectory) -> Path:
         source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
         pictures[name] = Picture(source, round(figure.get_figwidth() * style.PIXELS_PER_INCH))
 
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(
+    page = render(
+        "report",
         about=about,
         plan=plan,
         pictures=pictures,
         planes=planes,
-        plotly=_plotly(),
         interactive=_interactive(planes),
         notes=notes(about, plan),
         winner=winner_rows(plan),
@@ -97,7 +92,6 @@ def write_report(run: RunDirectory) -> Path:
         layers=layer_rows(plan, run.layers()),
         configuration=[[key, str(value)] for key, value in flat(about["config"]).items()],
         identity=identity_rows(about, plan),
-        colours={"winner": style.WINNER, "front": style.FRONT, "baseline": style.BASELINE},
     )
     return write_text(run.file("report.html"), page)
 
@@ -121,13 +115,6 @@ def _figures(
     yield "layer_costs", draw_layer_costs(layer_costs_info(plan))
     convergence = convergence_info(run.trials(), about, plan.selection.float_value, history)
     yield "convergence", draw_convergence(convergence)
-
-
-def _plotly() -> Markup:
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())
 
 
 def _interactive(planes: Sequence[FrontInfo]) -> Markup:

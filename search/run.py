@@ -14,7 +14,8 @@ import numpy as np
 from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
 from search.backends.deployment import Deployment
-from search.errors import InfeasibleError
+from search.errors import InfeasibleError, one_line
+from search.events import EventLog, LoggedProgress
 from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
 from search.history import history_table
 from search.job import Job, Result
@@ -68,14 +69,18 @@ def search(
         facts = identity(job)
         earlier = run.info() if run.resume(job.config, facts) else {"run_id": uuid4().hex, "started": started}
         run.update(**earlier | facts | {"status": "running", "config": dict(job.config)})
+        log = EventLog(run.file("log.jsonl"))
+        log.write("resumed" if "status" in earlier else "started", run_id=earlier["run_id"])
         on_start(run)
-        result = pipeline(job, run, progress or Progress())
+        result = pipeline(job, run, LoggedProgress(log, progress or Progress()))
         run.update(status="finished", finished=time.time(), seconds=time.time() - started)
+        log.write("finished", digest=result.plan.digest)
         return result
     except BaseException as error:
         if run.file("run.json").is_file() and run.info()["status"] == "running":
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             run.update(status=status, finished=time.time())
+            EventLog(run.file("log.jsonl")).write(status, error=f"{type(error).__name__}: {one_line(error)}")
         raise
     finally:
         run.release()

@@ -11,6 +11,8 @@ greedy_curve.csv    of strategy=greedy: the policies in the order in which forma
 history.csv         after every measurement: what was spent, the best so far, and the hypervolume of the front so far
 plan.json           the plan, with plan.safetensors
 report.html         the report, with figures/*.png
+log.jsonl           what happened, and when: one event a line
+workers/            where several work on one search: a shard for each, and the board between them
 .hydra/             the configuration as Hydra composed it
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from search.quality.evaluate import Quality
 
-UNRELATED = ("tracking", "run_dir", "run_root")
+UNRELATED = ("tracking", "run_dir", "run_root", "workers", "study")
 """Settings that may change when a run is resumed: they do not touch what is searched."""
 
 
@@ -169,6 +171,26 @@ class RunDirectory:
     def measurements(self) -> MeasurementLog:
         """The qualities measured on the report split so far."""
         return MeasurementLog(self.file("report.jsonl"))
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[RunDirectory]:
+    """The runs in folders, or in folders anywhere below them, each once, in the order of their paths.
+
+    Args:
+        paths: Run directories, sweeps, run roots, or any folder that holds such.
+
+    Raises:
+        DataError: If one of them does not exist, or holds no run.
+    """
+    found: dict[Path, RunDirectory] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give a run directory, or a folder that holds some")
+        folders = [file.parent for file in sorted(path.rglob("run.json"))]
+        if not folders:
+            raise DataError(f"{path} holds no run: there is no run.json in it or below it")
+        found |= {folder.resolve(): RunDirectory(folder) for folder in folders}
+    return list(found.values())
 
 
 class MeasurementLog:
