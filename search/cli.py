@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.commands import best, compare, export, merge, report, resolve, status, sync, verify, worker
-from search.errors import BitplanError
+from search.errors import BitplanError, file_error
 from search.hardware.commands import HARDWARE_HELP, add_hardware
 from search.profile_command import PROFILE_HELP
 from search.profile_command import add_arguments as add_profile
@@ -41,7 +41,15 @@ SEARCH_HELP = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after an error the user can fix, or 130 after an interrupt."""
+    """Runs one command; returns the exit code.
+
+    0 is success; 1 what a command says itself, such as `status` of runs that need a hand; 2 an error the user can fix;
+    130 a stop by Ctrl-C.
+
+    Raises:
+        Interrupted: If a search was stopped in good order; it ends the process with 130 after Ctrl-C, 143 after
+            SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path.cwd()))  # so that task._target_=my_package.my_task is found where the user stands
     try:
@@ -51,18 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             search_command(arguments[1:])
             return 0
         parsed = parse(arguments)
-        command: Callable[[argparse.Namespace, Console], None] = parsed.command
+        command: Callable[[argparse.Namespace, Console], int | None] = parsed.command
         from search.terminal import make_console
 
-        command(parsed, make_console())
+        return command(parsed, make_console()) or 0
     except BitplanError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        explained = file_error(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         how = " with the same run_dir" if arguments[:1] == ["search"] else ""
         print(f"interrupted; repeat the command{how} to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from search.quantize.settings import QuantizerSettings
 from search.sensitivity.settings import SensitivitySettings
 from search.strategies.base import Strategy
 from search.tasks.task import Task
+from search.tracking.settings import TrackingSettings
 
 WORDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 """What messages call the types that OmegaConf names in its own."""
@@ -29,21 +30,6 @@ def config_dir() -> Path:
     """The folder of the Hydra groups: beside the code in an installed package, at the top level in a checkout."""
     here = Path(__file__).parent
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrackingSettings:
-    """Where runs are mirrored.
-
-    Attributes:
-        enabled: Whether to mirror them to MLflow at all.
-        uri: MLflow's tracking URI; None means `$MLFLOW_TRACKING_URI`, else SQLite in the run root.
-        experiment: Name of the experiment; None means `bitplan/TASK`.
-    """
-
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search.front import front_costs, price
 from search.objective import Objective
 from search.pareto import hypervolume
-from search.trials import Trial
+from search.trials import Trial, spending
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DIGITS = 9
-"""Decimals of evaluations: shares of evaluations add up no better."""
-
-
-class Spent(NamedTuple):
-    """A trial that spent evaluations, and what the search had spent by its end.
-
-    Attributes:
-        trial: The trial.
-        evaluations: Evaluations spent; a measurement on part of the split counts as that part.
-        seconds: Seconds of measuring and proposing, those of proposing infeasible policies included.
-    """
-
-    trial: Trial
-    evaluations: float
-    seconds: float
-
-
-def spending(trials: Iterable[Trial]) -> Iterator[Spent]:
-    """Yields the trials that spent evaluations, in order; an infeasible one spends only the seconds of proposing it.
-
-    A policy that a strategy proposed again spent again, but the log holds it once, and so it counts once here.
-    """
-    evaluations, seconds = 0.0, 0.0
-    for trial in trials:
-        seconds += trial.seconds + trial.proposing_seconds
-        if trial.state != "infeasible":
-            evaluations = round(evaluations + trial.fidelity, DIGITS)
-            yield Spent(trial, evaluations, seconds)
 
 
 def history_table(objective: Objective, trials: Sequence[Trial], costs: Sequence[str] = ()) -> pd.DataFrame:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from search.trials import State, Trial, TrialLog
 
 PROPOSALS_PER_EVALUATION = 50
 """Infeasible policies cost no evaluation; this many of them for each evaluation end a search that finds no others."""
+
+Asked = TypeVar("Asked")
 
 ROUNDING = 1e-9
 """Shares of evaluations add up no better than this."""
@@ -71,6 +75,7 @@ class Objective:
         quality_drop: float | None = None,
         on_trial: Callable[[Trial, bool], None] = lambda trial, known: None,
         starts: Callable[[Objective], Sequence[Policy]] = lambda objective: (),
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Creates the objective.
 
@@ -85,6 +90,7 @@ class Objective:
             quality_drop: How much quality may be lost; then cost is what is minimised.
             on_trial: Called with every trial, and whether it was known already.
             starts: Finds the policies to start from, when a strategy first asks for them.
+            is_stopped: Says whether the search was asked to stop: then nothing is left to spend.
         """
         self.pricing = pricing
         self.space = pricing.space
@@ -101,6 +107,7 @@ class Objective:
         self._score = score
         self._starts = starts
         self._on_trial = on_trial
+        self._is_stopped = is_stopped
         self._free_proposals = 0
         self._asked = time.perf_counter()  # when the strategy began to think of its next proposal
         self._incumbents = Incumbents(
@@ -138,7 +145,12 @@ class Objective:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether the seconds are spent, those since the last trial counted: for strategies that think for long."""
+        """Whether the seconds are spent, those since the last trial counted: for strategies that think for long.
+
+        They are spent, too, where the search was asked to stop.
+        """
+        if self._is_stopped():
+            return True
         seconds = self._allowance.seconds
         return seconds is not None and self.spent_seconds + time.perf_counter() - self._asked >= seconds
 
@@ -176,9 +188,62 @@ class Objective:
         self._asked = time.perf_counter()
         return trial
 
-    def map(self, policies: Iterable[Policy]) -> list[Trial]:
-        """Returns the trials of several policies, in order."""
-        return [self(policy) for policy in policies]
+    def map(self, policies: Iterable[Policy], fidelity: float = 1.0) -> list[Trial]:
+        """Returns the trials of several policies, in order; helpers measure some of them meanwhile, if there are any.
+
+        Args:
+            policies: Policies of the space.
+            fidelity: Share of the selection split to measure on, in (0, 1].
+
+        Raises:
+            SpentError: If nothing is left to spend.
+        """
+        return [self(policy, fidelity) for policy in self.ahead(policies, lambda policy: policy, fidelity)]
+
+    def ahead(
+        self, asked: Iterable[Asked], policy_of: Callable[[Asked], Policy], fidelity: float = 1.0
+    ) -> Iterator[Asked]:
+        """Yields what will be asked for, in order, having ordered what comes next where others help to measure.
+
+        It changes no trial; policies that are over budget, known already, or beyond what may be spent are not ordered.
+
+        Args:
+            asked: What the caller is going to call the objective on, one by one; taken a little ahead.
+            policy_of: From one of them to its policy.
+            fidelity: Share of the selection split that it will be measured on.
+        """
+        source, waiting = iter(asked), deque[Asked]()
+        while True:
+            fresh = list(islice(source, max(self._evaluator.foresight - len(waiting), 0)))
+            if fresh and (waiting or len(fresh) > 1):
+                self.order(map(policy_of, fresh), fidelity, len(waiting))
+            waiting.extend(fresh)
+            if not waiting:
+                return
+            yield waiting.popleft()
+
+    def order(self, policies: Iterable[Policy], fidelity: float = 1.0, before: int = 0) -> None:
+        """Has helpers measure policies that will be asked for, where there are any; changes no trial.
+
+        Args:
+            policies: The policies; those over budget, known, or beyond what may be spent are left out.
+            fidelity: Share of the selection split that they will be measured on.
+            before: How many others will be asked for first.
+        """
+        if self._evaluator.foresight == 1:
+            return
+        started = time.perf_counter()
+        affordable = int(self.remaining / fidelity + ROUNDING) - before
+        new = [
+            policy
+            for policy in dict.fromkeys(policies)
+            if (policy.digest, fidelity) not in self._known and self.is_feasible(policy)
+        ][: max(affordable, 0)]
+        rivals = None
+        if self._races(fidelity):
+            rivals = [self._incumbents.rivals(self.pricing.costs(policy)[self.primary_cost]) for policy in new]
+        self._evaluator.order(new, "selection", fidelity, rivals)
+        self._asked += time.perf_counter() - started
 
     def excess(self, policy: Policy) -> dict[str, float]:
         """How far a policy is over each limit, as a share of it; at most 0 where the limit holds."""
@@ -218,7 +283,7 @@ class Objective:
         return math.inf if cost is None else cost
 
     def _check_allowance(self, fidelity: float, is_known: bool) -> None:
-        if self.remaining < fidelity - ROUNDING:
+        if self._is_stopped() or self.remaining < fidelity - ROUNDING:
             raise SpentError
         is_replayed = is_known and self.spent_seconds < (self._allowance.seconds or math.inf)
         if self.spent_evaluations and self.is_out_of_time and not is_replayed:

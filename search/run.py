@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from hwmodels import Precision
 from search.assignment import check_feasible, variable_limits
-from search.backends.deployment import Deployment
-from search.errors import InfeasibleError, one_line
-from search.events import EventLog, LoggedProgress
+from search.errors import InfeasibleError
+from search.events import recorded
 from search.front import compose_front, front_costs, front_table, rank_correlation, rank_correlations
+from search.headway import amount
 from search.history import history_table
 from search.job import Job, Result
 from search.legal import in_words, runnable
@@ -24,135 +21,121 @@ from search.objective import Objective, SpentError
 from search.plan import fingerprint
 from search.planning import identity, make_plan
 from search.policy import Policy
-from search.pricing import Pricing, placed
+from search.preparation import Ground, Stages
+from search.pricing import Pricing
 from search.progress import Progress
-from search.quality.evaluate import Evaluator, Quality
+from search.quality.evaluate import Quality
 from search.quality.loop_repair import LoopRepair, choose_repair
-from search.quality.store import open_store
-from search.quantize.fold import fold_batch_norm
 from search.quantize.simulate import QuantizedModel
-from search.recover import Gain, parse_steps, recover
-from search.recover.tuned import TunedEvaluator
+from search.recover import parse_steps, recover
 from search.rundir import RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
 from search.shortlist import settle
-from search.space import SearchSpace, build_space
+from search.space import build_space
 from search.starts import starting_policies
+from search.stopping import Stop, StoppedError
 from search.strategies.forecaster import proofs
 from search.strategies.projection import Projection
-from search.ties import joined, shared_input_ties
-from search.trace import shared_parameters, trace
-from search.trials import TrialLog
+from search.trials import Trial, TrialLog
+from search.workers.crew import Crew
 
-TABLES, EVALUATIONS = "scores", "evaluations"
-"""Folders of the store: sensitivity tables, and what policies scored sample by sample."""
+TABLES = "scores"
+"""Folder of the sensitivity tables of all runs."""
 
 
 def search(
-    job: Job, progress: Progress | None = None, on_start: Callable[[RunDirectory], None] = lambda run: None
+    job: Job,
+    progress: Progress | None = None,
+    on_start: Callable[[RunDirectory], None] = lambda run: None,
+    stop: Stop | None = None,
 ) -> Result:
     """Runs a search, or goes on with the one that was interrupted in the same directory.
+
+    One that is asked to stop makes a plan of what it has measured; its run is then `interrupted`, and says how far it
+    came under `stopped`.
 
     Args:
         job: What to search.
         progress: Where to show how far it is; silent by default.
         on_start: Called once the run directory is claimed and says that it is running.
+        stop: Whether the search is to stop early.
 
     Raises:
+        StoppedError: If it was asked to stop before anything was measured.
         BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
     """
     job.strategy.check_sources()
-    run, started = RunDirectory(job.run_dir), time.time()
+    stop = stop or Stop()
+    run = RunDirectory(job.run_dir)
     run.claim()
     try:
         facts = identity(job)
-        earlier = run.info() if run.resume(job.config, facts) else {"run_id": uuid4().hex, "started": started}
-        run.update(**earlier | facts | {"status": "running", "config": dict(job.config)})
-        log = EventLog(run.file("log.jsonl"))
-        log.write("resumed" if "status" in earlier else "started", run_id=earlier["run_id"])
-        on_start(run)
-        result = pipeline(job, run, LoggedProgress(log, progress or Progress()))
-        run.update(status="finished", finished=time.time(), seconds=time.time() - started)
-        log.write("finished", digest=result.plan.digest)
+        run.resume(job.config, facts)
+        about = facts | {"config": dict(job.config), "stopped": None}
+        with recorded(run, about, progress or Progress()) as shown:
+            on_start(run)
+            with Crew(job, run, shown, shown.log.write, stop) as crew:
+                result = pipeline(job, run, shown, crew, stop)
+            shown.is_stopped = bool(run.info()["stopped"])
         return result
-    except BaseException as error:
-        if run.file("run.json").is_file() and run.info()["status"] == "running":
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            run.update(status=status, finished=time.time())
-            EventLog(run.file("log.jsonl")).write(status, error=f"{type(error).__name__}: {one_line(error)}")
-        raise
     finally:
         run.release()
 
 
-def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
+def pipeline(job: Job, run: RunDirectory, progress: Progress, crew: Crew, stop: Stop) -> Result:
     """Goes through the stages; those whose files are there already take no time."""
-    job = replace(job, cost_model=placed(job.cost_model, job.quantizer.placement))
-    task, budget, strategy = job.task, job.budget, job.strategy
+
+    def step(done: int, total: int) -> None:
+        progress.step(done, total)
+        stop.check()
 
     progress.stage("reading the network")
-    folded = fold_batch_norm(task.model, task.example_input)
-    network = trace(folded.model, task.example_input)
+    ground = Ground.of(job)
+    job, network, space = ground.job, ground.network, ground.space
+    task, budget, strategy = job.task, job.budget, job.strategy
     run.write_network(network)
-
-    deployment = Deployment.of(job.export.backends, job.export.keep, job.quantizer.placement)
-    deployment.check(task.model)
-    asked = shared_input_ties(network) if job.space.ties == "auto" else job.space.ties or []
-    ties = joined([*asked, *map(list, shared_parameters(folded.model, network)), *deployment.ties(network)], network)
-    run.update(ties=ties)
-    asked_for = build_space(network, job.space.weight, job.space.input, job.space.pins, ties)
-    space, dropped = runnable(asked_for, network, job.cost_model, deployment.targets)
-    run.update(dropped=[asdict(entry) for entry in dropped])
+    run.update(ties=ground.ties, dropped=[asdict(entry) for entry in ground.dropped])
     pricing = Pricing.of(network, space, job.cost_model, job.workload)
     limits = budget.limits(pricing.reference(budget.reference))
     unpinned = build_space(network, job.space.weight, job.space.input)
-    unrestricted, _ = runnable(unpinned, network, job.cost_model, deployment.targets)
+    unrestricted, _ = runnable(unpinned, network, job.cost_model, ground.deployment.targets)
     try:
         check_feasible(pricing, limits, unrestricted, budget)
     except InfeasibleError as error:
-        raise InfeasibleError("; ".join([f"{error}", *in_words(dropped)[:3]])) from error
+        raise InfeasibleError("; ".join([f"{error}", *in_words(ground.dropped)[:3]])) from error
     run.write_table("costs.parquet", pricing.to_frame())
 
     progress.stage("calibrating ranges")
-    simulated = QuantizedModel(folded.model, network, job.quantizer, reuse_memory=True)
-    simulated.calibrate(task.inputs(batch) for batch in task.batches("calibration"))
-    store = None
-    if job.store:
-        model = fingerprint(task.model)
-        store = open_store(job.store / EVALUATIONS, task, simulated, model, lambda why: run.update(not_shared=why))
-    racing = None if strategy.costs else job.racing  # a race is about one cost
-    evaluator = Evaluator(task, simulated, run.path, racing, store=store)
+    stages = Stages(ground, run.path, job.store, crew.own_store, lambda why: run.update(not_shared=why))
+    evaluator = stages.calibrated
+    stop.check()
     evaluator.float_scores("selection")
+    crew.begin(stages)
     if job.quantizer.repair == "auto":
         progress.stage("choosing what choices repair")
         known = run.info().get("loop_repair")
-        chosen = LoopRepair.from_dict(known) if known else choose_repair(evaluator, space, progress=progress.step)
-        simulated.repair_with(chosen.repair)
+        chosen = LoopRepair.from_dict(known) if known else choose_repair(evaluator, space, progress=step)
+        evaluator.simulated.repair_with(chosen.repair)
         run.update(loop_repair=chosen.to_dict())
         job = replace(job, quantizer=job.quantizer.with_repair(chosen.repair))
-    gains: tuple[Gain, ...] = ()
-    before: list[Any] = []  # repairs of the network that all policies share
-    if job.recover.before:
-        evaluator.float_scores("report")
-        middle = _middle(space, job.recover.at)
-        repaired = recover(parse_steps(job.recover.before), evaluator, middle, progress.stage, run.path, "before")
-        simulated, gains = repaired.simulated, repaired.gains
-        before = [job.recover.before, middle.to_dict()]
-        evaluator = evaluator.of(simulated, before)
+    stop.check()
+    evaluator, gains = stages.repaired(progress.stage)
+    simulated = evaluator.simulated
 
     def score() -> SensitivityTable:
         progress.stage("scoring choices")
         tables = job.store / TABLES if job.store else None
+        about = made_from(job, simulated)
         table = score_space(
-            task, simulated, space, job.sensitivity, run.path, made_from(job, simulated), tables, progress.step
+            task, simulated, space, job.sensitivity, run.path, about, tables, step, crew.sharing(evaluator)
         )
         run.write_table("sensitivity.parquet", table.to_frame(space))
         progress.stage("measuring policies")
         return table
 
     progress.stage("measuring policies")
-    tuned = TunedEvaluator(evaluator, strategy.finetune_steps, before) if strategy.finetune_steps else None
+    tuned = stages.tuned()
     measuring = tuned or evaluator
     log = TrialLog(run.file("trials.jsonl"))
     objective = Objective(
@@ -166,11 +149,14 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         quality_drop=budget.quality_drop,
         on_trial=progress.trial,
         starts=lambda objective: starting_policies(strategy, objective, job.seed),
+        is_stopped=lambda: stop.is_asked,
     )
     costs = front_costs(objective, strategy.costs)
-    with suppress(SpentError):
+    with suppress(SpentError, StoppedError):
         strategy.search(space, objective, np.random.default_rng(job.seed))
     ensure_measured(objective, log)
+    if not any(trial.is_whole for trial in log.trials):
+        stop.check()
     strategy.keep(run.path, objective, log.trials)
     winner, confirmed = settle(objective, log.trials)
 
@@ -181,29 +167,36 @@ def pipeline(job: Job, run: RunDirectory, progress: Progress) -> Result:
         return reports.get(key) or reports.add(key, measuring.measure(policy, "report"))
 
     members = compose_front(objective, log.trials, winner, network, job.space.input, costs)
-    front = front_table(
-        [(member, on_report(member.policy, member.policy.digest)) for member in members], objective, budget
-    )
+    measuring.order([m.policy for m in members if not reports.get(m.policy.digest)], "report")
+    needed = ("winner", "float")
+    for number, member in enumerate(sorted(members, key=lambda member: member.role not in needed)):
+        progress.step(number, len(members))
+        if member.role in needed or not stop.is_late:
+            on_report(member.policy, member.policy.digest)
+    known = ((member, reports.get(member.policy.digest)) for member in members)
+    front = front_table([(member, quality) for member, quality in known if quality], objective, budget)
     run.write_table("front.csv", front)
     run.write_table("history.csv", history_table(objective, log.trials, costs))
+    crew.end()
 
     if tuned:
         evaluator, gain = tuned.settle(winner.policy, winner.drop)
         gains += (gain,)
     selection, report_key = Quality.of_trial(winner.metrics), winner.digest
-    if job.recover.steps:
+    if job.recover.steps and not stop.is_asked:
         repaired = recover(parse_steps(job.recover.steps), evaluator, winner.policy, progress.stage, run.path)
         measuring = evaluator = evaluator.of(repaired.simulated)
         selection = repaired.quality
         gains += repaired.gains
         report_key += "".join(f"+{gain.repair}" for gain in repaired.gains if gain.kept)
     qualities = {"selection": selection, "report": on_report(winner.policy, report_key)}
-    plan = make_plan(
-        job, objective, evaluator, winner.policy, qualities, folded.folds, gains, confirmed, in_words(dropped)
-    )
+    early = stopped_early(log.trials, strategy.evaluations) if stop.is_asked else None
+    remarks = [*in_words(ground.dropped), *([early] if early else [])]
+    plan = make_plan(job, objective, evaluator, winner.policy, qualities, ground.folds, gains, confirmed, remarks)
     plan.save(run.file("plan.json"))
 
     run.update(
+        stopped=early,
         digest=plan.digest,
         verdict=plan.budget.verdict,
         evaluations=round(objective.spent_evaluations, 3),
@@ -229,12 +222,10 @@ def made_from(job: Job, simulated: QuantizedModel) -> dict[str, Any]:
     }
 
 
-def _middle(space: SearchSpace, precision: str | None) -> Policy:
-    """The policy that repairs before the search repair for: the given precision, or each choice's middle format."""
-    middle = space.decode([len(decision.formats) // 2 for decision in space.decisions])
-    if precision is None:
-        return middle
-    return Policy({layer: space.precision_of(layer, Precision.parse(precision)) for layer in middle})
+def stopped_early(trials: Sequence[Trial], allowance: int) -> str:
+    """Says that a search was stopped, and after how many of its evaluations."""
+    evaluations = sum(trial.fidelity for trial in trials if trial.state != "infeasible")
+    return f"the search was stopped early, after {amount(evaluations, None)} of {allowance} evaluations"
 
 
 def ensure_measured(objective: Objective, log: TrialLog) -> None:

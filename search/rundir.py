@@ -18,26 +18,35 @@ workers/            where several work on one search: a shard for each, and the 
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwmodels import Network
+from search.claims import Claim, is_claimed
 from search.errors import ConfigError, DataError
-from search.files import JsonLines, replacing, write_json
-from search.plan import Plan
+from search.files import JsonLines, read_json, replacing, write_json
 from search.trials import Trial, TrialLog
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from search.plan import Plan
     from search.quality.evaluate import Quality
+
+ARTIFACTS = ("mlartifacts", "mlruns")
+"""Folders in which MLflow keeps files."""
 
 UNRELATED = ("tracking", "run_dir", "run_root", "workers", "study")
 """Settings that may change when a run is resumed: they do not touch what is searched."""
+
+WRITE_AGAIN = "delete it and resume the run, which writes it again"
+MOVE_AWAY = (
+    "put it back from a copy, or move the run's directory away and search again: what was measured comes from the "
+    "evaluation store"
+)
 
 
 class RunDirectory:
@@ -45,7 +54,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        self._claim = Claim(self.path)
 
     @classmethod
     def existing(cls, path: str | Path) -> RunDirectory:
@@ -68,22 +77,18 @@ class RunDirectory:
 
         Raises:
             ConfigError: If another process is at work here.
+            FileError: If the directory cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.file(".lock"), os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise ConfigError(
-                f"another search is running in {self.path}; wait for it, or choose another run_dir"
-            ) from None
+        self._claim.take()
 
     def release(self) -> None:
         """Lets other processes write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._claim.release()
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a process is at work here."""
+        return is_claimed(self.path)
 
     def resume(self, config: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> bool:
         """Returns whether an earlier run is here to go on with.
@@ -95,10 +100,13 @@ class RunDirectory:
         Raises:
             ConfigError: If it ran with other settings, on another model or on other data; the message names the first
                 that differs.
+            DataError: If run.json is damaged.
         """
         if not self.file("run.json").is_file():
             return False
         info = self.info()
+        if not {"config", "run_id", "started", "status"} <= info.keys():
+            raise DataError(f"{self.file('run.json')} does not say what was run; {MOVE_AWAY}")
         for key, name in (("model", "another model"), ("data_fingerprint", "other data")):
             if facts is not None and key in info and info[key] != facts[key]:
                 raise ConfigError(
@@ -115,8 +123,15 @@ class RunDirectory:
         return True
 
     def info(self) -> dict[str, Any]:
-        """What run.json says."""
-        return dict(json.loads(self.file("run.json").read_text(encoding="utf-8")))
+        """What run.json says.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        info = read_json(self.file("run.json"), MOVE_AWAY)
+        if not isinstance(info, dict):
+            raise DataError(f"{self.file('run.json')} is damaged: it holds a {type(info).__name__}; {MOVE_AWAY}")
+        return info
 
     def update(self, **values: Any) -> None:
         """Changes some entries of run.json."""
@@ -125,7 +140,7 @@ class RunDirectory:
 
     def layers(self) -> list[dict[str, Any]]:
         """The network's layers."""
-        return list(json.loads(self.file("layers.json").read_text(encoding="utf-8")))
+        return list(read_json(self.file("layers.json"), WRITE_AGAIN))
 
     def write_network(self, network: Network) -> None:
         """Writes network.json and layers.json."""
@@ -145,7 +160,7 @@ class RunDirectory:
         path = self.file("network.json")
         if not path.is_file():
             raise DataError(f"{self.path} has no network.json: it is the run of an earlier version, or did not get far")
-        return Network.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Network.from_dict(read_json(path, WRITE_AGAIN))
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a table as CSV or Parquet, by the name's ending."""
@@ -166,6 +181,8 @@ class RunDirectory:
 
     def plan(self) -> Plan | None:
         """The winning plan; None while there is none."""
+        from search.plan import Plan
+
         return Plan.load(self.file("plan.json")) if self.file("plan.json").is_file() else None
 
     def measurements(self) -> MeasurementLog:
@@ -186,11 +203,24 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunDirectory]:
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"{path} does not exist; give a run directory, or a folder that holds some")
-        folders = [file.parent for file in sorted(path.rglob("run.json"))]
-        if not folders:
+        runs = runs_below(path)
+        if not runs:
             raise DataError(f"{path} holds no run: there is no run.json in it or below it")
-        found |= {folder.resolve(): RunDirectory(folder) for folder in folders}
+        found |= {run.path.resolve(): run for run in runs}
     return list(found.values())
+
+
+def runs_below(folder: Path) -> list[RunDirectory]:
+    """The runs in a folder or anywhere below it, in the order of their paths.
+
+    Copies of a run's files among MLflow's artifacts are no runs, nor is what a merge has not copied in full.
+    """
+    files = [file.relative_to(folder) for file in sorted(folder.rglob("run.json"))]
+    return [
+        RunDirectory(folder / file.parent)
+        for file in files
+        if not any(part.startswith(".") or part in ARTIFACTS for part in file.parts)
+    ]
 
 
 class MeasurementLog:
@@ -198,7 +228,7 @@ class MeasurementLog:
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
-        self._known = {row["digest"]: row for row in self._lines.read()}
+        self._known = dict(self._lines.read_as(lambda row: (row["digest"], row)))
 
     def get(self, digest: str) -> Quality | None:
         """The quality of a policy, if it was measured."""
@@ -211,6 +241,12 @@ class MeasurementLog:
         self._known[digest] = {"digest": digest, **quality.to_dict()}
         self._lines.append(self._known[digest])
         return quality
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of the settings that matter to what is searched."""
+    related = {key: value for key, value in config.items() if key not in UNRELATED}
+    return hashlib.sha256(json.dumps(related, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

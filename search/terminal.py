@@ -23,13 +23,36 @@ if TYPE_CHECKING:
 
 VERDICT_STYLE = {"met": "green", "missed": "red", "undecided": "yellow"}
 
+PAGE = 160
+"""Columns of output that goes to a file."""
+
 
 def make_console() -> Console:
     """The terminal, or a page wide enough for the tables where output goes to a file."""
     from rich.console import Console
 
     found = Console()
-    return found if found.is_terminal else Console(width=160)
+    return found if found.file.isatty() else Console(width=PAGE)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Prints a table as wide as it is; where the terminal is narrower, its cells row by row, none left out."""
+    from rich.measure import Measurement
+
+    from search.progress import packed
+
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    if width <= console.width or not console.file.isatty():
+        console.print(table, width=max(width, console.width), crop=False)
+        return
+    headers = [f"{column.header}" for column in table.columns]
+    console.print(f"\n{table.title}", style=table.title_style, highlight=False, soft_wrap=True)
+    for row, cells in zip(table.rows, zip(*(column.cells for column in table.columns), strict=True), strict=True):
+        told = [f"{name} {cell}".strip() for name, cell in zip(headers[1:], cells[1:], strict=True) if cell]
+        console.print(f"{cells[0]}", style=row.style, highlight=False)
+        for line in packed(told, console.width - 2):
+            console.print(f"  {line}", style=row.style, highlight=False)
+    console.print()
 
 
 def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
@@ -89,7 +112,7 @@ def print_result(result: Result, console: Console) -> None:
     """Prints what a search found and which files it wrote."""
     plan, run = result.plan, result.run
     costs = run.info().get("front_costs", [])
-    console.print(front_table(result.front, plan, costs if len(costs) > 1 else ()))
+    print_table(front_table(result.front, plan, costs if len(costs) > 1 else ()), console)
     limits = ", ".join(f"{name} {value:g}" for name, value in plan.budget.limits.items()) or "none"
     style, quality = VERDICT_STYLE[plan.budget.verdict], plan.quality
     drop = interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
@@ -133,6 +156,15 @@ def print_result(result: Result, console: Console) -> None:
     )
     written = [name for name in names if run.file(name).exists()]
     console.print(f"Wrote {run.path}: {', '.join(written)}", highlight=False, soft_wrap=True, markup=False)
+    stopped = run.info().get("stopped")
+    if stopped:
+        print_stopped(stopped, run.path, console)
+
+
+def print_stopped(what: str, run_dir: Path, console: Console) -> None:
+    """Says that a search was stopped before its end, and how to go on with it."""
+    text = f"{what[0].upper()}{what[1:]}; repeat the command with run_dir={run_dir} to go on."
+    console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_resolved(resolved: Resolved, path: Path, console: Console) -> None:
@@ -143,7 +175,7 @@ def print_resolved(resolved: Resolved, path: Path, console: Console) -> None:
         kind = "measured" if answer.is_measured else f"predicted ± {significant(answer.deviation, 2)}"
         numbers = [quantity(name, answer.costs[name]) for name in costs]
         table.add_row(answer.policy.digest, f"{answer.drop:+.4f}".replace("-", "−"), kind, *numbers)
-    console.print(table)
+    print_table(table, console)
     console.print(
         "Drops are on the selection split; predicted ones follow from what the run measured: --measure N measures.",
         highlight=False,
@@ -171,7 +203,7 @@ def print_realized(plan: Plan, realized: Realized, backend: str, console: Consol
         runs = realized.cost.get(name, math.nan)
         if planned.value is not None and not math.isnan(runs):
             table.add_row(name, quantity(name, runs), quantity(name, planned.value))
-    console.print(table)
+    print_table(table, console)
 
 
 def print_verification(found: Verification | Validation, console: Console) -> None:
@@ -198,7 +230,7 @@ def print_verification(found: Verification | Validation, console: Console) -> No
         is_predicted = latency.name == "plan" and found.predicted_s is not None
         predicted = f"{quantity('latency_s', found.predicted_s)} on {found.hardware}" if is_predicted else ""
         table.add_row(f"latency of {latency.name}, batch {latency.batch}", f"{median} [{low}, {high}]", predicted)
-    console.print(table)
+    print_table(table, console)
     why = f": {'; '.join(found.shortfalls)}" if found.shortfalls else ""
     console.print(f"Verdict: {found.verdict}{why}", highlight=False, soft_wrap=True, markup=False)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from search.files import JsonLines
 from search.policy import Policy
+
+DIGITS = 9
+"""Decimals of evaluations: shares of evaluations add up no better."""
 
 State = Literal["complete", "infeasible", "failed", "stopped"]
 """Measured; over budget, hence not measured; measured, but the metric is not a number; measured on part of the split
@@ -100,13 +103,44 @@ class Trial:
 
 
 class TrialLog:
-    """The append-only record of a search, `trials.jsonl`."""
+    """The append-only record of a search, `trials.jsonl`.
+
+    Trials are numbered by their place in the file, whatever it says: a user may delete a line that is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
-        self.trials = [Trial.from_dict(row) for row in self._lines.read()]
+        read = self._lines.read_as(Trial.from_dict)
+        self.trials = [replace(trial, number=number) for number, trial in enumerate(read)]
 
     def append(self, trial: Trial) -> None:
         """Adds a trial and waits until it is on disk."""
         self._lines.append(trial.to_dict())
         self.trials.append(trial)
+
+
+class Spent(NamedTuple):
+    """A trial that spent evaluations, and what the search had spent by its end.
+
+    Attributes:
+        trial: The trial.
+        evaluations: Evaluations spent; a measurement on part of the split counts as that part.
+        seconds: Seconds of measuring and proposing, those of proposing infeasible policies included.
+    """
+
+    trial: Trial
+    evaluations: float
+    seconds: float
+
+
+def spending(trials: Iterable[Trial]) -> Iterator[Spent]:
+    """Yields the trials that spent evaluations, in order; an infeasible one spends only the seconds of proposing it.
+
+    A policy that a strategy proposed again spent again, but the log holds it once, and so it counts once here.
+    """
+    evaluations, seconds = 0.0, 0.0
+    for trial in trials:
+        seconds += trial.seconds + trial.proposing_seconds
+        if trial.state != "infeasible":
+            evaluations = round(evaluations + trial.fidelity, DIGITS)
+            yield Spent(trial, evaluations, seconds)

@@ -1,4 +1,6 @@
-"""What every task, cost model, strategy and backend must fulfil: inherit the class, give the one fixture it asks for.
+"""What every task, cost model, strategy, backend and board must fulfil.
+
+Inherit the class, and give the one fixture it asks for:
 
     from conformance import StrategyContract
 
@@ -17,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +44,7 @@ from search.strategies.base import Strategy
 from search.tasks.task import SPLITS, Task, tensors_in
 from search.trace import trace
 from search.trials import Trial, TrialLog
+from search.workers.board import Board, Outcome, Work
 
 
 class TaskContract:
@@ -422,6 +426,217 @@ class EmitterContract(SeparateBackendContract):
         report = backend.export(plan, task, tmp_path / "out")
         said = backend.read(tmp_path / "out")
         assert {name: said.get(name, Precision()) for name in report.policy} == dict(report.policy)
+
+
+class BoardContract:
+    """Any board. Fixture `make_board`, which gives another process' view of the same place each time:
+
+    class TestMyBoard(BoardContract):
+        @pytest.fixture
+        def make_board(self, tmp_path):
+            return lambda: MyBoard(tmp_path / "board")
+    """
+
+    @pytest.fixture
+    def posted(self, make_board: Callable[[], Board]) -> Board:
+        """An open board with four pieces of work."""
+        board = make_board()
+        board.open(ABOUT)
+        board.post(WORKS)
+        return board
+
+    def test_nothing_before_it_is_opened(self, make_board: Callable[[], Board]) -> None:
+        board = make_board()
+        assert board.about() is None
+        assert not board.is_open
+        assert board.claim("ada") is None
+        assert board.outcome("first") is None
+        assert board.workers() == {}
+        board.close()
+        assert make_board().about() is None, "closing opens nothing"
+
+    def test_opens_closes_and_opens_again(self, make_board: Callable[[], Board]) -> None:
+        board, other = make_board(), make_board()
+        board.open(ABOUT)
+        assert eventually(other.about) == ABOUT
+        assert other.is_open
+        board.close()
+        assert eventually(lambda: not other.is_open)
+        assert other.about() == ABOUT
+        make_board().open(ABOUT)
+        assert eventually(lambda: other.is_open)
+
+    def test_work_comes_whole_and_in_the_order_of_posting(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        posted.post([Work("a-fifth", "score", {"from": 0})])
+        worker = make_board()
+        assert [worker.claim("ada") for _ in range(6)] == [*WORKS, Work("a-fifth", "score", {"from": 0}), None]
+
+    def test_nothing_is_posted_twice(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        claimed, done = posted.claim("ada"), posted.claim("ada")
+        assert claimed
+        assert done
+        posted.finish(done, found(1))
+        for board in (posted, make_board()):
+            board.post(WORKS)
+        assert drained(make_board()) == [work.key for work in WORKS[2:]]
+
+    def test_work_is_claimed_once(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        first, second = make_board(), make_board()
+        claimed = [board.claim(name) for board, name in ((first, "ada"), (second, "bob"), (second, "bob"))]
+        assert sorted(work.key for work in claimed if work) == sorted(work.key for work in WORKS[:3])
+        assert drained(first, "ada") + drained(second, "bob") == [WORKS[3].key]
+
+    def test_withdraws_only_what_is_open(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        worker = make_board()
+        claimed, done = worker.claim("ada"), worker.claim("ada")
+        assert claimed
+        assert done
+        worker.finish(done, found(1))
+        posted.withdraw([claimed.key, done.key, WORKS[2].key, "unknown"])
+        assert drained(make_board()) == [WORKS[3].key]
+        worker.finish(claimed, found(2))
+        assert eventually(lambda: posted.outcome(claimed.key)) == found(2)
+        assert eventually(lambda: posted.outcome(done.key)) == found(1)
+
+    def test_withdrawn_work_can_be_posted_again(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        posted.withdraw([WORKS[0].key, WORKS[3].key])
+        posted.post([WORKS[0]])
+        make_board().post([WORKS[3]])
+        assert drained(make_board()) == [WORKS[i].key for i in (1, 2, 0, 3)]
+
+    def test_outcomes_are_seen_by_all(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        worker = make_board()
+        work = worker.claim("ada")
+        assert work
+        assert posted.outcome(work.key) is None
+        worker.finish(work, found(0.25))
+        for board in (worker, posted, make_board()):
+            assert eventually(lambda board=board: board.outcome(work.key)) == found(0.25)
+        assert posted.outcome("second") is None
+        assert posted.outcome("unknown") is None
+
+    def test_what_failed_may_be_tried_again_by_the_next_search(
+        self, posted: Board, make_board: Callable[[], Board]
+    ) -> None:
+        failed, done = posted.claim("ada"), posted.claim("ada")
+        assert failed
+        assert done
+        posted.finish(failed, Outcome("ada", {}, "out of memory"))
+        posted.finish(done, found(1))
+        assert eventually(lambda: make_board().outcome(failed.key)) == Outcome("ada", {}, "out of memory")
+        posted.post(WORKS)
+        assert drained(make_board()) == [work.key for work in WORKS[2:]], "not by the same search"
+        again = make_board()
+        again.open(ABOUT)
+        again.post(WORKS)
+        retried = again.claim("bob")
+        assert retried == failed
+        assert again.claim("bob") is None
+        again.finish(retried, found(2))
+        assert eventually(lambda: again.outcome(failed.key)) == found(2)
+        assert eventually(lambda: again.outcome(done.key)) == found(1)
+
+    def test_what_the_dead_claimed_is_open_again(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        dead, alive = make_board(), make_board()
+        for board, name in ((dead, "dead"), (alive, "alive")):
+            board.beat(name, {"host": "here"})
+        lost, kept = dead.claim("dead"), alive.claim("alive")
+        assert lost
+        assert kept
+
+        def reopened() -> list[str]:
+            alive.beat("alive", {"host": "here"})
+            time.sleep(0.02)
+            return posted.reopen(0.3)
+
+        assert eventually(reopened) == [lost.key]
+        got = alive.claim("alive")
+        assert got is not None
+        keys = {got.key, *drained(alive)}
+        assert keys == {work.key for work in WORKS} - {kept.key}
+
+    def test_the_silent_are_dead_even_where_they_never_beat(
+        self, posted: Board, make_board: Callable[[], Board]
+    ) -> None:
+        lost = make_board().claim("dead")
+        assert lost
+        assert posted.reopen(0.1) == [], "not at first sight"
+        assert eventually(lambda: time.sleep(0.02) or posted.reopen(0.1)) == [lost.key]
+
+    def test_one_thought_dead_may_finish(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        late, other = make_board(), make_board()
+        work = late.claim("late")
+        assert work
+        eventually(lambda: time.sleep(0.02) or posted.reopen(0.1))
+        again = next(claimed for claimed in iter(lambda: other.claim("bob"), None) if claimed.key == work.key)
+        assert again == work
+        late.finish(work, Outcome("late", {"drop": 1.0}))
+        other.finish(again, Outcome("bob", {"drop": 1.0}))
+        assert eventually(lambda: posted.outcome(work.key)).content == {"drop": 1.0}
+        claimed = {other.key for other in WORKS} - {work.key}
+        reopened = [key for _ in range(40) for key in (time.sleep(0.01) or posted.reopen(0.1))]
+        assert set(reopened) <= claimed, "what is finished is not opened again"
+
+    def test_what_was_finished_late_is_not_done_again(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        late = make_board()
+        work = late.claim("late")
+        assert work
+        eventually(lambda: time.sleep(0.02) or posted.reopen(0.1))
+        late.finish(work, found(1))
+        assert eventually(lambda: posted.outcome(work.key)) == found(1)
+        assert drained(make_board()) == [work.key for work in WORKS[1:]]
+
+    def test_one_started_anew_gets_what_it_had_claimed(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        before = make_board()
+        had, finished = before.claim("ada"), before.claim("ada")
+        assert finished
+        before.finish(finished, found(1))
+        anew = make_board()
+        assert anew.claim("ada") == had
+        assert drained(anew, "ada") == [work.key for work in WORKS[2:]]
+
+    def test_says_who_works(self, posted: Board, make_board: Callable[[], Board]) -> None:
+        one, two = make_board(), make_board()
+        one.beat("ada.host-1_7", {"host": "one", "done": 0})
+        two.beat("bob", {"host": "two"})
+        one.beat("ada.host-1_7", {"host": "one", "done": 3})
+        assert posted.workers() == {"ada.host-1_7": {"host": "one", "done": 3}, "bob": {"host": "two"}}
+
+    @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "a b", "a~b", "é", "a\n"])
+    def test_names_that_no_file_could_have_are_refused(self, posted: Board, name: str) -> None:
+        for use in (posted.claim, lambda given: posted.beat(given, {}), lambda given: Work(given, "measure", {})):
+            with pytest.raises(ValueError, match="letters, digits, dots, dashes and underscores"):
+                use(name)
+
+    def test_what_is_no_json_is_refused(self, posted: Board) -> None:
+        work = posted.claim("ada")
+        assert work
+        with pytest.raises(ValueError, match="JSON"):
+            posted.finish(work, found(math.nan))
+        posted.finish(work, found(1))
+        assert eventually(lambda: posted.outcome(work.key)) == found(1)
+
+
+ABOUT = {"task": "digits", "seeds": [1, 2], "settings": {"bits": 3.5, "none": None}}
+WORKS = [Work(key, "measure", {"policy": [key, 1, None], "text": "é ~ \u0000"}) for key in ("first", "2nd", "c.d", "_")]
+
+
+def found(drop: float) -> Outcome:
+    """An outcome of ada's."""
+    return Outcome("ada", {"drop": drop, "metrics": {"quality": 1 - drop}})
+
+
+def drained(board: Board, worker: str = "carol") -> list[str]:
+    """The keys of everything that is still open, claimed in order."""
+    return [work.key for work in iter(lambda: board.claim(worker), None)]
+
+
+def eventually(look: Callable[[], Any], within_s: float = 60.0) -> Any:
+    """What `look` returns as soon as it is something."""
+    until = time.monotonic() + within_s
+    while not (seen := look()):
+        assert time.monotonic() < until, "this should have been seen by now"
+    return seen
 
 
 def contents(folder: Path) -> dict[str, bytes]:

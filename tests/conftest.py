@@ -16,7 +16,10 @@ settings.load_profile("tests")
 torch.set_num_threads(1)  # tensors here are tiny: on a busy machine, waiting for a second thread takes 40 times as long
 
 
-LONG = ("test_readme.py", "test_resume.py", "test_sweep.py", "test_tracking.py")
+LONG = (
+    *("test_readme.py", "test_resume.py", "test_sweep.py", "test_tracking.py", "test_tracking_live.py"),
+    *("test_faults.py", "test_workers.py", "test_interrupt.py"),
+)
 """Files of few tests that run whole commands: were they last, one of two processes would wait for the other."""
 
 

@@ -63,7 +63,7 @@ def test_every_strategy_makes_a_job(option: str, tmp_path: Path) -> None:
 def test_what_a_strategy_was_built_with_is_recorded() -> None:
     """Its own settings and those of its bases, but nothing that it learns."""
     assert _settings_of(named_strategy("tpe", {"startup": 7})) == {
-        **{"evaluations": 100, "seconds": None, "start_from": None, "startup": 7},
+        **{"evaluations": 100, "seconds": None, "start_from": None, "startup": 7, "batch": 1},
         **{"costs": (), "tie": "auto", "storage": None, "study": None},
     }
     assert "trained" not in _settings_of(named_strategy("rl", {}))

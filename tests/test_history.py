@@ -19,11 +19,11 @@ from tiny import TinyTask, make_bench
 from hwmodels import StorageModel
 from hwmodels.precision import FLOAT_PRECISION
 from search.errors import ConfigError
-from search.history import growing_volumes, history_table, spending
+from search.history import growing_volumes, history_table
 from search.objective import Objective
 from search.space import SearchSpace
 from search.strategies.base import Strategy
-from search.trials import Trial
+from search.trials import Trial, spending
 
 GRID = st.integers(2, 4).flatmap(
     lambda objectives: st.integers(0, 8).flatmap(

@@ -1,13 +1,17 @@
 # What the README tells a new user to type, typed.
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import slurm
 
 from search.backends.matrix import table
 from search.budget import Budget
@@ -27,12 +31,23 @@ COMMANDS = [
 QUICKSTART, *OTHERS = (commands for commands in COMMANDS if commands)
 REFERENCE = [command for commands in OTHERS for command in commands if command[1] in ("search", "resolve")]
 TOOLS = [command for commands in OTHERS for command in commands if command[1] not in ("search", "resolve")]
+SWEEPS = [
+    shlex.split(line, comments=True)
+    for line in README.partition("## From laptop to cluster")[2].partition("\n## ")[0].splitlines()
+    if line.startswith("bitplan search -m ")
+]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 
-def run(arguments: list[str], folder: Path) -> str:
+def run(arguments: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
     process = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
@@ -56,7 +71,7 @@ def test_every_search_of_the_reference_composes(command: list[str]) -> None:
         command = [*command[:2], *parser().parse_args(command[1:]).overrides]
     else:
         assert command[1] == "search"
-    words = [word for word in command[2:] if not word.startswith(("-", "hydra/", "job"))]
+    words = [word for word in command[2:] if not word.startswith(("-", "hydra/", "hydra.", "job"))]
     if "-m" in command:
         words = [word.split(",")[0] for word in words]
     values = plain(compose(words))
@@ -65,6 +80,47 @@ def test_every_search_of_the_reference_composes(command: list[str]) -> None:
     settings(QuantizerSettings, values["quantizer"], "quantizer")
     settings(RecoverSettings, values["recover"], "recover")
     settings(Budget, values["budget"], "budget")
+
+
+def two_jobs(command: list[str]) -> list[str]:
+    """A sweep cut down to two jobs of two evaluations each: of all lists but the last, the first value is left."""
+    lists = [word for word in command if "," in word]
+    words = [word if word in lists[-1:] else word.split(",")[0] for word in command[1:]]
+    words = [",".join(word.split(",")[:2]) for word in words]
+    return [*words, "strategy.evaluations=2", "quantizer.repair=none", "tracking=none"]
+
+
+def check_sweep(folder: Path, output: str) -> None:
+    (table,) = folder.glob("runs/**/sweep.csv")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["status"], row["verdict"]) for row in rows] == [(n, "finished", "met") for n in "01"]
+    assert all((table.parent / row["directory"] / "plan.json").is_file() for row in rows)
+    assert "sweep.csv" in output
+
+
+ON_SLURM = ["hydra/launcher=slurm" in command for command in SWEEPS]
+
+
+@pytest.mark.parametrize("command", [c for c, slurm in zip(SWEEPS, ON_SLURM, strict=True) if not slurm], ids=" ".join)
+def test_sweeps_run_on_a_laptop(command: list[str], tmp_path: Path) -> None:
+    if "hydra/launcher=local" in command:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
+    check_sweep(tmp_path, run(["-m", "search", *two_jobs(command)], tmp_path))
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not slurm.is_installed(), reason="needs Slurm and Munge: apt-get install slurm-wlm munge")
+def test_the_same_sweeps_run_on_slurm(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")
+    commands = [command for command, is_slurm in zip(SWEEPS, ON_SLURM, strict=True) if is_slurm]
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurm.single_node(Path(folder)) as node:
+        for number, command in enumerate(commands):
+            there = tmp_path / str(number)
+            there.mkdir()
+            output = run(["-m", "search", *two_jobs(command)], there, {**node.environment, "OMP_NUM_THREADS": "1"})
+            check_sweep(there, output)
+        assert [job["JobState"] for job in node.jobs()] == ["COMPLETED"] * 2 * len(commands)
 
 
 @pytest.mark.parametrize("command", TOOLS, ids=" ".join)

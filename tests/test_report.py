@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from browser import contrast, luminance
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from tiny import TinyTask
@@ -29,16 +32,27 @@ from search.figures.bits import (
     draw_allocation,
     draw_members,
     members_info,
+    stages,
 )
 from search.figures.convergence import convergence_info, draw_convergence
 from search.figures.front import ELSEWHERE, FrontInfo, Point, draw_front, front_infos
-from search.figures.interactive import error_bars, hover_text, plot_front
+from search.figures.interactive import error_bars, hover_text, plot_convergence, plot_front
 from search.figures.layer_costs import LayerCostsInfo, draw_layer_costs, layer_costs_info
 from search.figures.sensitivity import Panel, SensitivityInfo, draw_sensitivity, sensitivity_info
+from search.figures.words import (
+    allocation_words,
+    convergence_words,
+    front_words,
+    layer_costs_words,
+    members_words,
+    sensitivity_words,
+)
 from search.job import Job, SpaceSettings
 from search.plan import PlannedRepair
 from search.policy import Policy
-from search.report import budget_text, front_rows, layer_rows, notes, winner_rows, write_report
+from search.report import write_report
+from search.report.sentences import budget_text, notes
+from search.report.tables import front_rows, layer_rows, winner_rows
 from search.run import search
 from search.rundir import RunDirectory
 from search.strategies.baselines import RandomSearch
@@ -248,17 +262,42 @@ def test_layer_kinds(layer: dict[str, object], kind: str) -> None:
     assert style.layer_kind(layer | {"channel_axis": 0}) == kind
 
 
-def test_text_can_be_read_on_every_bit_colour_and_few_bits_are_lighter() -> None:
-    def luminance(colour: tuple[float, ...]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+def bytes_of(colour: str | tuple[float, ...]) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 255] of a colour as matplotlib takes it."""
+    red, green, blue = to_rgb(colour)
+    return 255 * red, 255 * green, 255 * blue
 
+
+def test_text_can_be_read_on_every_bit_colour_and_few_bits_are_lighter() -> None:
     found = [style.bits_colour(bits) for bits in (2, 3, 4, 5, 6, 8, 32)]
-    brightness = [luminance(colour) for colour in found]
+    brightness = [luminance(bytes_of(colour)) for colour in found]
     assert brightness == sorted(brightness, reverse=True)
-    for colour, light in zip(found, brightness, strict=True):
-        other = 1.0 if style.text_on(colour) == "white" else luminance((0.2, 0.2, 0.2))
-        assert (max(light, other) + 0.05) / (min(light, other) + 0.05) > 4  # contrast as WCAG counts it
+    for colour in found:
+        assert contrast(bytes_of(colour), bytes_of(style.text_on(colour))) > 4.5
+
+
+def test_lines_and_bars_stand_out_from_dark_paper() -> None:
+    paper = bytes_of(style.DARK["#ffffff"])
+    bars = [*style.KIND_COLOURS.values(), *style.COMPUTE_COLOURS.values(), *style.SPARE_COLOURS]
+    for colour in [*bars, style.WINNER, style.FRONT, style.BASELINE, style.TRIAL, style.INK, style.REST]:
+        shown = bytes_of(style.DARK.get(colour, colour))
+        assert contrast(shown, paper) > 3, f"{colour} on dark paper"  # WCAG 2.2, 1.4.11
+    assert contrast(bytes_of(style.DARK[style.INK]), paper) > 7
+
+
+def test_drawings_take_their_colours_from_the_page_and_share_no_names() -> None:
+    info = plane(FRONT, [trial(7, 0.88)], about())
+    one, other = style.svg(draw_front([info]), "one"), style.svg(draw_front([info]), "other")
+    assert one == style.svg(draw_front([info]), "one")
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (one, other)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for reference in re.findall(r'(?:url\(|href=")#([^)"]+)', one):
+        assert reference in ids[0]
+    for colour in (style.INK, style.FRONT, style.WINNER):
+        assert f"var(--c-{colour[1:]}, {colour})" in one
+        assert not re.search(f"(?<!, ){colour}", one)
+    assert ">stored size (KiB)</text>" in one, "text stays text"
 
 
 # The front
@@ -431,10 +470,29 @@ def test_hypervolume_is_drawn_below_the_best() -> None:
     np.testing.assert_array_equal(convergence_info(trials, about(), 0.9, history[:2]).hypervolume, [0, 0.4, math.nan])
 
 
+def test_interactive_convergence_shows_the_same_as_the_picture() -> None:
+    trials = [trial(0, 0.8), trial(1, None), trial(2, 0.85), trial(3, 0.7)]
+    history = pd.DataFrame({"trial": [0, 2, 3], "hypervolume": [0.0, 0.4, 0.45]})
+    info = convergence_info(trials, about(), 0.9, history)
+    chart = plot_convergence(info)
+    for name, values in (("evaluation", info.values), ("best so far", info.best), ("hypervolume", info.hypervolume)):
+        both = [trace for trace in chart.data if trace.name == name]
+        assert [trace.x for trace in both] == [info.evaluations, info.seconds]
+        assert [trace.y for trace in both] == [values] * 2
+        assert [tuple(spent) for spent in both[0].customdata] == list(zip(info.evaluations, info.seconds, strict=True))
+    assert len([trace for trace in chart.data if trace.showlegend]) == 3, "one entry of the legend for both columns"
+    assert chart.layout.yaxis.range == draw_convergence(info).axes[0].get_ylim()
+    cost = convergence_info(trials, about(budget={"quality_drop": 0.2}), 0.9)
+    assert {trace.name for trace in plot_convergence(cost).data} == {"evaluation", "best so far"}
+    assert plot_convergence(cost).layout.yaxis.title.text == "stored size (KiB)<br>within the allowed drop"
+
+
 def test_convergence_of_nothing_is_drawn() -> None:
     info = convergence_info([], about(), 0.9)
     assert (info.values, info.best) == ((), ())
     assert inside(draw_convergence(info))
+    assert plot_convergence(info).layout.yaxis.range is None
+    assert convergence_words(info) == "Nothing was measured."
 
 
 # The winner's layers
@@ -523,6 +581,75 @@ def test_float_bars_do_not_dwarf_the_others() -> None:
     info = AllocationInfo(("a", "b"), ("conv", "lstm"), (FLOAT, Format(6)), (Format(8, signed=False), None))
     assert [info.height(format) for format in info.weights] == [10, 6]
     assert [info.height(format) for format in info.inputs] == [8, 0]
+
+
+def test_stages_begin_where_the_name_changes_up_to_its_first_number() -> None:
+    names = ["stem", "stages.0.a", "stages.0.b.7", "stages.0.c", "stages.1.a", "stages.1.b", "fc.x", "fc.y"]
+    assert stages(names) == [1, 4, 6]
+    assert stages(["a", "b", "c"]) == [], "a line at every turn says nothing"
+    assert stages(["a"]) == []
+
+
+def test_intensity_counts_what_moves_at_eight_bits(solved: RunDirectory) -> None:
+    plan, layers = solved.plan(), solved.layers()
+    assert plan is not None
+    info = allocation_info(plan, layers)
+    # stem: 3 x 3 weights of 1 channel for each of 4 channels and 6 x 6 places; moves 36 weights, 36 values in, 144 out
+    assert info.intensity[0] == pytest.approx(2 * 9 * 4 * 36 / (36 + 36 + 144))
+    many = plan.model_copy(update={"workload": {**plan.workload, "batch": 4}})
+    assert allocation_info(many, layers).intensity[0] == pytest.approx(2 * 9 * 4 * 36 / (36 / 4 + 36 + 144))
+
+
+# Words for those who cannot see the figures
+
+
+def test_words_give_the_numbers_of_the_front() -> None:
+    said = front_words([plane(FRONT, [], about())])
+    for part in (
+        "Stored size against accuracy: 3 plans on the front, from accuracy 0.0500 at 1.95 KiB to accuracy 0.8800",
+        "The winner has accuracy 0.8800 at 3.91 KiB.",
+        "float accuracy 0.9000 at 32.0 KiB; int8/uint8 accuracy 0.8900 at 8.00 KiB",
+    ):
+        assert part in said
+
+
+def test_words_count_layers_by_bits() -> None:
+    info = AllocationInfo(
+        ("a", "b", "c", "d"),
+        ("conv",) * 4,
+        (FLOAT, Format(8), Format(4), Format(4)),
+        (None, None, Format(8), Format(8)),
+    )
+    said = "Bits of 4 layers. Weights: 1 in float, 1 at 8 bits, 2 at 4 bits. Inputs: 2 at 8 bits."
+    assert allocation_words(info) == said
+    assert "Inputs" not in allocation_words(replace(info, inputs=(None,) * 4))
+    members = MembersInfo(("a", "b"), ("trial 1", "trial 2"), ((Format(2), Format(4)), (Format(8), Format(8))), 1)
+    assert members_words(members) == (
+        "Weight bits of 2 layers in 2 plans, on average over layers from 3.0 to 8.0 bits. The winner: 2 at 8 bits."
+    )
+
+
+def test_words_name_what_matters_most() -> None:
+    scores = np.array([[0.5, 2.0], [math.nan, 0.25]])
+    panel = Panel("weight", ("a", "b"), ("int2", "int8"), scores, (1, 1))
+    assert sensitivity_words(SensitivityInfo((panel,))) == (
+        "Divergence from the float outputs of 2 weight decisions in 2 formats. "
+        "The largest: b in int2 (2.00), a in int2 (0.500), b in int8 (0.250)."
+    )
+    costs = LayerCostsInfo(
+        ("a", "b"), ("", ""), ("", ""), {"weight_bytes": np.array([20.0, 70.0, 10.0])}, {"weight_bytes": 2048.0}
+    )
+    assert layer_costs_words(costs).endswith("Stored size of 2.00 KiB: b 70%, a 20%, other 10%.")
+
+
+def test_words_say_how_the_search_converged() -> None:
+    history = pd.DataFrame({"trial": [0, 2, 3], "hypervolume": [0.1, 0.4, 0.4]})
+    trials = [trial(0, 0.8), trial(1, None), trial(2, 0.85), trial(3, 0.7, seconds=2.5)]
+    assert convergence_words(convergence_info(trials, about(), 0.9, history)) == (
+        "The search spent 3 evaluations and 5.50 seconds. "
+        "Best so far: 0.8000 after 1, 0.8500 in the end, reached after 2 evaluations. "
+        "Hypervolume: 0.1000 after 1, 0.4000 in the end, reached after 2 evaluations."
+    )
 
 
 # Drawings of small and large networks
@@ -652,7 +779,9 @@ def test_report_writes_a_page_and_every_figure(solved: RunDirectory) -> None:
     assert {path.stem for path in solved.file("figures").glob("*.png")} == FIGURES
     for path in solved.file("figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
-    assert page(solved).count('src="data:image/png;base64,') == len(FIGURES)
+    shown = re.findall(r'<svg role="img" aria-label="([^"]{40,})"', page(solved))
+    assert len(shown) == len(FIGURES)
+    assert len(set(shown)) == len(shown)
 
 
 def test_page_opens_offline(solved: RunDirectory) -> None:
@@ -661,7 +790,7 @@ def test_page_opens_offline(solved: RunDirectory) -> None:
     assert page(solved).count("plotly.js v") == 1
     assert not re.search(r"<(script|link|img|iframe)[^>]*\s(src|href)=[\"'](?!data:)", without_plotly)
     assert "@import" not in without_plotly
-    assert "url(" not in without_plotly
+    assert not re.search(r"url\((?!#)", without_plotly)
 
 
 def test_names_and_settings_are_escaped(solved: RunDirectory) -> None:
@@ -728,6 +857,8 @@ def test_report_needs_nothing_but_the_directory_and_repeats_itself(solved: RunDi
         "trials.jsonl",
         "front.csv",
         "history.csv",
+        "costs.parquet",
+        "log.jsonl",
     )
     for name in (*filter(lambda name: solved.file(name).exists(), names), "plan.json", "plan.safetensors"):
         shutil.copy(solved.file(name), tmp_path / name)

@@ -50,7 +50,7 @@ def test_a_dead_process_holds_no_claim(tmp_path: Path) -> None:
 def test_resuming_needs_the_same_settings(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert not run.resume(CONFIG)
-    run.update(config=CONFIG, status="running")
+    run.update(config=CONFIG, status="running", run_id="a" * 32, started=1.0)
     assert run.resume(CONFIG)
     assert run.resume({**CONFIG, "tracking": {"enabled": False}, "run_dir": "elsewhere"})
     assert run.resume({**CONFIG, "space": {"weight": ("int4",), "pins": {}}}), "as JSON sees them"

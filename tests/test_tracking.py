@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -10,7 +12,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,38 +21,30 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from rundirs import HISTORY, MEASURED, POLICIES, finish, measure, start, write_front
+from stores import client_of, make_root, models_of, models_shown, plain_environment, runs_of, shown
 
-from search.config import TrackingSettings
+from search.cli import main
 from search.errors import DataError
+from search.events import EventLog
 from search.portrait import parameters, portray
 from search.rundir import RunDirectory
-from search.tracking import TrackingError, _create_database, mirror, sync, tracking_uri
+from search.tracking.mirror import sync
+from search.tracking.settings import TrackingSettings
+from search.tracking.store import FIRST_CONTACT, TrackingError, tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's, with SQLAlchemy 2.1
 SETTINGS = TrackingSettings()
+NAME = "digits zen5 solver size_ratio=0.14 seed 0"
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("DO_NOT_TRACK", "true")
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    _create_database(database)
-    return database
+    plain_environment(monkeypatch)
 
 
 @pytest.fixture
-def root(tmp_path: Path, empty_store: Path) -> Path:
-    """A run root whose database exists but is empty, which spares MLflow's migrations."""
-    (tmp_path / "runs").mkdir()
-    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
-    return tmp_path / "runs"
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path / "runs")
 
 
 @pytest.fixture
@@ -62,48 +55,6 @@ def finished(root: Path) -> RunDirectory:
     return run
 
 
-def client_of(root: Path) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri(SETTINGS, root))
-
-
-def runs_of(root: Path, experiment: str = "bitplan/digits") -> list[Any]:
-    client = client_of(root)
-    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
-
-
-def shown(root: Path) -> list[Any]:
-    """Everything MLflow shows of the active runs, without the ids it draws by chance."""
-    client, runs = client_of(root), runs_of(root)
-    names = {run.info.run_id: run.info.run_name for run in runs}
-
-    def files(run_id: str, folder: str | None = None) -> Iterator[str]:
-        for item in client.list_artifacts(run_id, folder):
-            yield from files(run_id, item.path) if item.is_dir else [item.path]
-
-    def describe(run: Any) -> Any:
-        tags = dict(run.data.tags)
-        parent = names[tags.pop("mlflow.parentRunId")] if "mlflow.parentRunId" in tags else None
-        history = [
-            (point.key, point.step, point.timestamp, point.value)
-            for key in run.data.metrics
-            for point in client.get_metric_history(run.info.run_id, key)
-        ]
-        times = (run.info.status, run.info.start_time, run.info.end_time)
-        return (
-            names[run.info.run_id],
-            parent,
-            times,
-            tags,
-            run.data.params,
-            sorted(history),
-            sorted(files(run.info.run_id)),
-        )
-
-    return sorted(map(describe, runs), key=lambda row: row[0])
-
-
 # What MLflow shows
 
 
@@ -111,21 +62,21 @@ def test_a_finished_run_is_shown_with_its_front(root: Path, finished: RunDirecto
     assert sync(finished, SETTINGS, root) == f"sqlite:///{root}/mlflow.db"
     parent, front, winner = shown(root)
     name, above, times, tags, params, history, files = parent
-    assert (name, above) == ("digits zen5 solver seed 0", None)
+    assert (name, above) == (NAME, None)
     assert times == ("FINISHED", 1_700_000_000_250, 1_700_000_060_250)
     assert tags["bitplan.run_id"] == "a" * 32
     assert (tags["task"], tags["hardware"], tags["strategy"], tags["seed"]) == ("digits", "zen5", "solver", "0")
     assert (tags["git_commit"], tags["verdict"], tags["digest"], tags["role"]) == ("0123abc", "met", "abc", "search")
+    assert (tags["budget"], tags["metric"]) == ("size_ratio=0.14", "accuracy")
     assert params == parameters(finished.info())
-    quality = [(step, value) for key, step, _, value in history if key == "quality"]
+    quality = [(step, value) for key, step, _, value in history if key == "trial/quality"]
     assert quality == [(0, 0.9), (1, 0.99), (3, 0.95), (4, 0.7)]
-    final = {key: value for key, _, _, value in history if "/" in key}
-    qualities = [final[f"winner/{name}"] for name in ("quality", "selection_quality", "float_quality")]
-    assert qualities == [0.94, 0.95, 0.96]
-    assert (final["winner/drop"], final["winner/drop_low"], final["winner/drop_high"]) == (0.01, 0.0, 0.02)
-    assert (final["winner/weight_bytes"], final["search/evaluations"]) == (60.0, 4.0)
-    assert "winner/energy_j" not in final
-    assert (final["search/hypervolume"], final["search/spent_seconds"]) == (0.6, 7.0)
+    final = {key: value for key, _, _, value in history}
+    assert [final[name] for name in ("quality", "selection_quality", "float_quality")] == [0.94, 0.95, 0.96]
+    assert [final[name] for name in ("drop", "drop_low", "drop_high", "certain_drop")] == [0.01, 0.0, 0.02, 0.02]
+    assert (final["weight_bytes"], final["size_ratio"], final["evaluations"]) == (60.0, 60 / 480, 4.0)
+    assert "energy_j" not in final
+    assert (final["hypervolume"], final["seconds"], final["wall_seconds"]) == (0.6, 7.0, 60.0)
     assert [(step, value) for key, step, _, value in history if key == "best_quality"] == [
         (1, 0.9),
         (3, 0.95),
@@ -133,23 +84,75 @@ def test_a_finished_run_is_shown_with_its_front(root: Path, finished: RunDirecto
     ]
     volumes = [(step, value) for key, step, _, value in history if key == "hypervolume"]
     assert volumes == [(1, 0.4), (2, 0.4), (3, 0.5), (4, 0.6)]
-    records = [
-        "front.csv",
-        "history.csv",
-        "layers.json",
-        "plan.json",
-        "plan.safetensors",
-        "report.html",
-        "run.json",
-        "trials.jsonl",
-    ]
-    assert files == [".hydra/config.yaml", "figures/front.png", *records]
+    records = ["front.csv", "history.csv", "layers.json", "plan.json", "report.html"]
+    tables = ["tables/front.json", "tables/layers.json", "tables/trials.json"]
+    assert files == [".hydra/config.yaml", "figures/front.png", *records, *tables, "trials.jsonl"]
 
     assert (front[0], winner[0]) == ("trial 0, 4.50 bits", "winner, trial 3, 4.50 bits")
     assert front[1] == winner[1] == name
     assert (winner[3]["role"], winner[3]["trial"], winner[3]["digest"]) == ("winner", "3", POLICIES[1].digest)
-    assert {key: value for key, _, _, value in winner[5]} == {"quality": 0.95, "average_weight_bits": 4.5}
+    assert winner[4] == {
+        "task": "digits",
+        "hardware": "zen5",
+        "strategy": "solver",
+        "seed": "0",
+        "budget.size_ratio": "0.14",
+    }
+    assert {key: value for key, _, _, value in front[5]} == {"quality": 0.9, "average_weight_bits": 4.5}
     assert winner[6] == ["policy.json"]
+
+
+def test_the_winner_is_shown_with_what_its_plan_promises(root: Path, finished: RunDirectory) -> None:
+    """Repairs of the winner come after the front was measured."""
+    sync(finished, SETTINGS, root)
+    parent, _, winner = shown(root)
+    promised = {key: value for key, _, _, value in parent[5]}
+    for key in ("quality", "drop_high", "average_weight_bits", "weight_bytes", "size_ratio"):
+        assert {name: value for name, _, _, value in winner[5]}[key] == promised[key]
+
+
+def test_plans_on_the_front_are_models(root: Path, finished: RunDirectory) -> None:
+    sync(finished, SETTINGS, root)
+    front, winner = models_shown(root)
+    name, status, run, outputs, tags, values, files = winner
+    assert (name, status, run) == (f"{NAME} trial 3".replace(".", "_"), "READY", "winner, trial 3, 4.50 bits")
+    assert outputs == [NAME, run]
+    assert {key: tags[key] for key in ("task", "hardware", "strategy", "seed", "digest", "verdict", "role")} == {
+        "task": "digits",
+        "hardware": "zen5",
+        "strategy": "solver",
+        "seed": "0",
+        "digest": POLICIES[1].digest,
+        "verdict": "met",
+        "role": "winner",
+    }
+    assert tags["workload"] == "batch 1"
+    child = next(row for row in shown(root) if row[0] == run)
+    assert values == sorted((key, time, value) for key, _, time, value in child[5])
+    assert files == ["plan.json", "plan.safetensors"]
+    assert (front[2], front[3], front[6]) == ("trial 0, 4.50 bits", ["trial 0, 4.50 bits"], ["policy.json"])
+
+
+def test_tables_are_what_mlflow_reads_back(root: Path, finished: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(None, root))  # `load_table` asks it, whatever the client
+    for _ in range(2):  # a table that is logged again is not added to itself
+        sync(finished, SETTINGS, root)
+    client, [parent] = client_of(root), [run for run in runs_of(root) if run.data.tags["role"] == "search"]
+    listed = json.loads(parent.data.tags["mlflow.loggedArtifacts"])
+    assert [table["path"] for table in listed] == ["tables/trials.json", "tables/front.json", "tables/layers.json"]
+    home, only = parent.info.experiment_id, [parent.info.run_id]
+    trials = client.load_table(home, "tables/trials.json", only)
+    assert trials["trial"].tolist() == [trial.number for trial in MEASURED]
+    assert trials["quality"].dropna().tolist() == pytest.approx([0.9, 0.99, 0.95, 0.7])
+    assert trials["state"].tolist() == [trial.state for trial in MEASURED]
+    layers = client.load_table(home, "tables/layers.json", only)
+    assert layers[["name", "weight", "input"]].to_numpy().tolist() == [
+        ["conv", "int4", "uint8"],
+        ["fc", "int4", "uint8"],
+    ]
+    front = client.load_table(home, "tables/front.json", only)
+    assert front["role"].tolist() == ["float", "front", "winner"]
+    assert "policy" not in front
 
 
 def test_the_policy_of_a_plan_on_the_front_is_an_artifact(root: Path, finished: RunDirectory) -> None:
@@ -161,17 +164,19 @@ def test_the_policy_of_a_plan_on_the_front_is_an_artifact(root: Path, finished: 
 
 def test_syncing_again_changes_nothing(root: Path, finished: RunDirectory) -> None:
     sync(finished, SETTINGS, root)
-    once, ids = shown(root), {run.info.run_id for run in runs_of(root)}
+    once, models, ids = shown(root), models_shown(root), {run.info.run_id for run in runs_of(root)}
     sync(finished, SETTINGS, root)
     assert shown(root) == once
+    assert models_shown(root) == models
     assert {run.info.run_id for run in runs_of(root)} == ids
 
 
-def test_a_run_synced_as_it_grows_ends_like_one_synced_once(tmp_path: Path, root: Path, empty_store: Path) -> None:
+def test_a_run_synced_as_it_grows_ends_like_one_synced_once(tmp_path: Path, root: Path) -> None:
     run = start(root / "grown")
+    run.claim()
     sync(run, SETTINGS, root)
     [(_, _, times, _, params, history, files)] = shown(root)
-    assert (times[0], times[2], history, files) == ("RUNNING", None, [], ["layers.json", "run.json"])
+    assert (times[0], times[2], history, files) == ("RUNNING", None, [], ["layers.json"])
     assert params["seed"] == "0"
     measure(run, MEASURED[:2])
     sync(run, SETTINGS, root)
@@ -185,14 +190,22 @@ def test_a_run_synced_as_it_grows_ends_like_one_synced_once(tmp_path: Path, root
     finish(run)
     sync(run, SETTINGS, root)
 
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(empty_store, other / "mlflow.db")
+    other = make_root(tmp_path / "other")
     sync(run, SETTINGS, other)
-    assert shown(root) == shown(other)
+    grown, once = shown(root), shown(other)
+    assert "error" in grown[0][3]
+    del grown[0][3]["error"]  # it was interrupted on its way
+    assert grown == once
+    assert models_shown(root) == models_shown(other)
 
 
-@pytest.mark.parametrize("survived", [1, 5, 10, 12, 18])
+WRITES = (
+    *("create_run", "log_batch", "log_artifact", "log_dict", "set_terminated", "set_tag"),
+    *("create_logged_model", "log_outputs", "log_model_artifact", "finalize_logged_model"),
+)
+
+
+@pytest.mark.parametrize("survived", [1, 3, 4, 5, 8, 30])
 def test_a_sync_cut_short_is_made_good_by_the_next(
     root: Path, finished: RunDirectory, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
@@ -211,7 +224,7 @@ def test_a_sync_cut_short_is_made_good_by_the_next(
 
         return call
 
-    for method in ("create_run", "log_batch", "log_artifact", "log_dict", "set_terminated"):
+    for method in WRITES:
         monkeypatch.setattr(MlflowClient, method, mortal(method))
     with pytest.raises(KeyboardInterrupt):
         sync(finished, SETTINGS, root)
@@ -221,9 +234,19 @@ def test_a_sync_cut_short_is_made_good_by_the_next(
     parent, front, winner = shown(root)
     portrait = portray(finished)
     assert [run[2][0] for run in (parent, front, winner)] == ["FINISHED"] * 3
-    assert sorted((p.key, p.step, p.time, p.value) for p in portrait.points) == parent[5]
-    assert len(parent[6]) == 10
+    points = [(p.key, p.step, p.time, p.value) for p in portrait.series]
+    points += [(key, 0, portrait.ended, value) for key, value in portrait.values.items()]
+    assert sorted(points) == parent[5]
+    assert len(parent[6]) == 11
     assert (front[6], winner[6]) == (["policy.json"], ["policy.json"])
+    models = models_shown(root)
+    assert [(model[1], model[6]) for model in models] == [
+        ("READY", ["policy.json"]),
+        ("READY", ["plan.json", "plan.safetensors"]),
+    ]
+    assert [model[3] for model in models] == [[front[0]], [NAME, winner[0]]]
+    for model, run in zip(models, (front, winner), strict=True):
+        assert model[5] == sorted((key, time, value) for key, _, time, value in run[5])
 
 
 def test_several_measurements_of_one_evaluation_are_all_shown(root: Path) -> None:
@@ -256,6 +279,7 @@ def test_a_plan_that_left_the_front_is_deleted_and_the_users_own_runs_stay(root:
     write_front(finished, [("winner", MEASURED[3])])
     sync(finished, SETTINGS, root)
     assert {run.info.run_name for run in runs_of(root)} == {parent.info.run_name, "winner, trial 3, 4.50 bits", "mine"}
+    assert [model.tags["trial"] for model in models_of(root)] == ["3"]
 
 
 def test_a_run_created_twice_is_left_once(root: Path, finished: RunDirectory) -> None:
@@ -282,7 +306,7 @@ def test_processes_at_once_share_a_store_that_none_of_them_finds(tmp_path: Path)
         measure(run, MEASURED)
         finish(run)
     code = (
-        "import sys; from pathlib import Path; from search.tracking import *\n"
+        "import sys; from pathlib import Path; from search.tracking.mirror import *\n"
         "print(sync(RunDirectory(sys.argv[1]), TrackingSettings(), Path(sys.argv[1]).parent))"
     )
     command = [sys.executable, "-c", code]
@@ -291,18 +315,108 @@ def test_processes_at_once_share_a_store_that_none_of_them_finds(tmp_path: Path)
     said = [worker.communicate(timeout=120) for worker in workers]
     assert said == [(f"sqlite:///{tmp_path}/mlflow.db\n", "")] * 2
     assert sorted(row[3]["bitplan.run_id"][0] for row in shown(tmp_path)) == ["0"] * 3 + ["1"] * 3
+    assert len(models_of(tmp_path)) == 4
 
 
 def test_a_process_waits_its_turn_at_the_database(
     root: Path, finished: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.tracking.LOCK_SECONDS", 0.1)
-    with FileLock(root / "mlflow.db.lock"):
-        warning = mirror(finished, SETTINGS, root)
-    assert warning is not None
-    assert "mlflow.db.lock' could not be acquired" in warning
+    monkeypatch.setattr("search.tracking.store.LOCK_SECONDS", 0.1)
+    with (
+        FileLock(root / "mlflow.db.lock"),
+        pytest.raises(TrackingError, match=r"mlflow.db.lock' could not be acquired"),
+    ):
+        sync(finished, SETTINGS, root)
     assert client_of(root).get_experiment_by_name("bitplan/digits") is None
-    assert mirror(finished, SETTINGS, root) is None
+    sync(finished, SETTINGS, root)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_does_not_keep_a_run_from_being_shown(
+    root: Path, finished: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    sync(finished, SETTINGS, root)
+    assert len(shown(root)) == 3
+
+
+def test_a_copy_that_may_only_be_read_is_shown(root: Path, finished: RunDirectory, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished.path, tmp_path / "archive"))
+    folders = [copy, *filter(Path.is_dir, copy.rglob("*"))]
+    for folder in folders:
+        folder.chmod(0o555)
+    (copy / ".mlflow.lock").mkdir() if os.geteuid() == 0 else None  # root may write anywhere, but not lock a folder
+    try:
+        sync(RunDirectory(copy), SETTINGS, root)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert len(shown(root)) == 3
+
+
+# How runs end
+
+
+@pytest.mark.parametrize(("status", "shown_as"), [("failed", "FAILED"), ("interrupted", "KILLED")])
+def test_a_run_that_ended_badly_says_why(root: Path, status: str, shown_as: str) -> None:
+    run = start(root / "bad")
+    log = EventLog(run.file("log.jsonl"))
+    log.write("interrupted", error="KeyboardInterrupt: an earlier attempt")
+    log.write(status, error="ValueError: no such thing")
+    run.update(status=status)
+    sync(run, SETTINGS, root)
+    [(_, _, times, tags, _, _, files)] = shown(root)
+    assert (times[0], tags["error"], files) == (shown_as, "ValueError: no such thing", ["layers.json", "log.jsonl"])
+
+
+def test_a_run_whose_process_is_gone_is_shown_as_killed(root: Path) -> None:
+    run = start(root / "gone")
+    run.claim()
+    sync(run, SETTINGS, root)
+    assert shown(root)[0][2][0] == "RUNNING"
+    run.release()  # as when the process is killed: run.json goes on saying that it runs
+    sync(run, SETTINGS, root)
+    [(_, _, times, tags, *_)] = shown(root)
+    assert (times[0], tags["error"]) == ("KILLED", "its process ended without saying why")
+
+
+def test_runs_of_a_sweep_have_its_name(root: Path, finished: RunDirectory) -> None:
+    finished.update(sweep="2026-11-23/12-00-00")
+    sync(finished, SETTINGS, root)
+    assert {row[3]["sweep"] for row in shown(root)} == {"2026-11-23/12-00-00"}
+
+
+# The command
+
+
+def test_a_folder_of_copied_runs_is_synced_at_once(
+    root: Path, finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from nodes without a network: their run root is not here, and the store is."""
+    start(root / "second", run_id="b" * 32)
+    for name in ("first", "second"):
+        RunDirectory(root / name).update(run_root="/nowhere/on/this/machine")
+        shutil.move(root / name, tmp_path / "brought" / name)
+    store = f"sqlite:///{root}/mlflow.db"
+    assert main(["sync", str(tmp_path / "brought"), "--uri", store]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"Synced {tmp_path}/brought/{name} to {store}" for name in ("first", "second")
+    ]
+    assert len(shown(root)) == 4
+    assert runs_of(root)[0].info.artifact_uri.startswith(f"file://{tmp_path}/brought/mlartifacts")
+
+
+def test_a_damaged_run_does_not_keep_others_from_being_synced(
+    root: Path, finished: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = start(root / "second", run_id="b" * 32)
+    finished.file("trials.jsonl").write_text("no trial\n")
+    assert main(["sync", str(root)]) == 2
+    assert "first/trials.jsonl, line 1 is damaged" in capsys.readouterr().err
+    assert [run.data.tags["bitplan.run_dir"] for run in runs_of(root)] == [str(other.path)]
 
 
 # Where it goes, and manners
@@ -311,10 +425,10 @@ def test_a_process_waits_its_turn_at_the_database(
 def test_the_settings_come_before_the_environment_and_that_before_the_run_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking_uri(SETTINGS, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
-    assert tracking_uri(SETTINGS, tmp_path) == "http://one"
-    assert tracking_uri(TrackingSettings(uri="http://two"), tmp_path) == "http://two"
+    assert tracking_uri(None, tmp_path) == "http://one"
+    assert tracking_uri("http://two", tmp_path) == "http://two"
 
 
 def test_a_relative_run_root_is_made_absolute(
@@ -345,12 +459,6 @@ def test_nothing_is_printed_and_nothing_left_behind(
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_tracking_switched_off_writes_nothing(tmp_path: Path) -> None:
-    run = start(tmp_path / "run")
-    assert mirror(run, TrackingSettings(enabled=False), tmp_path) is None
-    assert not (tmp_path / "mlflow.db").exists()
-
-
 # Trouble
 
 
@@ -368,43 +476,38 @@ def closed_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def test_a_closed_port_costs_a_warning(root: Path, finished: RunDirectory, closed_port: int) -> None:
-    began = time.monotonic()
-    warning = mirror(finished, TrackingSettings(uri=f"http://me:secret@127.0.0.1:{closed_port}"), root)
-    assert time.monotonic() - began < 10
-    assert warning is not None
-    assert f"http://127.0.0.1:{closed_port}: Connection refused" in warning
-    assert f"bitplan sync {finished.path}" in warning
-    assert "\n" not in warning
+def test_a_closed_port_is_named(root: Path, finished: RunDirectory, closed_port: int) -> None:
+    with pytest.raises(TrackingError, match=f"http://127.0.0.1:{closed_port}: Connection refused") as error:
+        sync(finished, TrackingSettings(uri=f"http://me:secret@127.0.0.1:{closed_port}"), root)
+    assert "\n" not in str(error.value)
 
 
-def test_a_silent_server_costs_seconds(root: Path, finished: RunDirectory, silent_server: int) -> None:
-    began = time.monotonic()
+def test_a_silent_server_costs_seconds(
+    root: Path, finished: RunDirectory, silent_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FIRST_CONTACT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with pytest.raises(TrackingError, match="timed out"):
         sync(finished, TrackingSettings(uri=f"http://127.0.0.1:{silent_server}"), root)
-    assert 4 < time.monotonic() - began < 14
 
 
 def test_the_users_own_patience_is_kept(
     root: Path, finished: RunDirectory, silent_server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    began = time.monotonic()
+    monkeypatch.setitem(FIRST_CONTACT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1000")
     with pytest.raises(TrackingError, match="timed out"):
         sync(finished, TrackingSettings(uri=f"http://127.0.0.1:{silent_server}"), root)
-    assert time.monotonic() - began < 4
 
 
 def test_a_store_mlflow_does_not_know_is_named(root: Path, finished: RunDirectory) -> None:
-    with pytest.raises(TrackingError, match=r"cannot write to MLflow at ./mlruns: .*maintenance mode"):
+    with pytest.raises(TrackingError, match=r"cannot use MLflow at ./mlruns: .*maintenance mode"):
         sync(finished, TrackingSettings(uri="./mlruns"), root)
 
 
-def test_a_damaged_database_costs_a_warning(root: Path, finished: RunDirectory) -> None:
+def test_a_damaged_database_is_named(root: Path, finished: RunDirectory) -> None:
     (root / "mlflow.db").write_bytes(b"no database" * 100)
-    warning = mirror(finished, SETTINGS, root)
-    assert warning is not None
-    assert "file is not a database" in warning
+    with pytest.raises(TrackingError, match="file is not a database"):
+        sync(finished, SETTINGS, root)
 
 
 def test_a_deleted_experiment_is_not_written_to(root: Path, finished: RunDirectory) -> None:
@@ -416,4 +519,3 @@ def test_a_deleted_experiment_is_not_written_to(root: Path, finished: RunDirecto
 def test_a_folder_without_a_run_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"no run directory: it has no run.json"):
         sync(RunDirectory(root / "nothing"), SETTINGS, root)
-    assert "no run.json" in (mirror(RunDirectory(root / "nothing"), SETTINGS, root) or "")

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "rebuild the MLflow runs of a run directory"
+HELP = "rebuild the MLflow runs of run directories"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sync`."""
-    parser.add_argument("run", type=Path, nargs="+", help="run directories")
+    parser.add_argument("run", type=Path, nargs="+", help="run directories, or folders of them, copied ones, too")
     parser.add_argument("--uri", help="tracking URI; default: the run's own setting")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Rebuilds the MLflow runs of run directories."""
-    from search.config import TrackingSettings
-    from search.rundir import RunDirectory
-    from search.tracking import sync
+    """Rebuilds the MLflow runs of run directories; one that is damaged does not keep the others from it."""
+    from search.errors import DataError
+    from search.rundir import RunDirectory, find_runs
+    from search.tracking.mirror import sync
+    from search.tracking.settings import TrackingSettings
 
-    for path in arguments.run:
-        run = RunDirectory.existing(path)
+    def rebuild(run: RunDirectory) -> str:
         info = run.info()
         own = info["config"].get("tracking", {})
-        settings = TrackingSettings(True, arguments.uri or own.get("uri"), own.get("experiment"))
-        root = Path(info.get("run_root", path.parent))
-        uri = sync(run, settings, root if root.is_dir() else path.parent)
-        console.print(f"Synced {path} to {uri}", highlight=False, soft_wrap=True)
+        settings = TrackingSettings(uri=arguments.uri or own.get("uri"), experiment=own.get("experiment"))
+        root = Path(info.get("run_root", run.path.parent))
+        return sync(run, settings, root if root.is_dir() else run.path.parent)
+
+    damaged = []
+    for run in find_runs(arguments.run):
+        try:
+            console.print(f"Synced {run.path} to {rebuild(run)}", highlight=False, soft_wrap=True)
+        except (DataError, json.JSONDecodeError) as error:
+            damaged.append(f"{run.path}: {error}")
+    if damaged:
+        raise DataError(f"not synced: {'; '.join(damaged)}")

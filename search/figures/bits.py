@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hwmodels import Format, Precision
 from search.figures import style
-from search.units import quantity
+from search.units import log_ticks, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,12 +31,15 @@ class AllocationInfo:
         kinds: What legends call them.
         weights: Weight formats.
         inputs: Input formats; None for weight-only layers.
+        intensity: Operations that each layer does for a byte it moves, were all it moves 8 bits wide; empty where not
+            known.
     """
 
     layers: tuple[str, ...]
     kinds: tuple[str, ...]
     weights: tuple[Format, ...]
     inputs: tuple[Format | None, ...]
+    intensity: tuple[float, ...] = ()
 
     @property
     def float_height(self) -> int:
@@ -52,19 +56,29 @@ class AllocationInfo:
 
 def allocation_info(plan: Plan, layers: Sequence[Mapping[str, Any]]) -> AllocationInfo:
     """Gathers the winner's formats; `layers` are the rows of layers.json."""
-    kinds = {layer["name"]: style.layer_kind(layer) for layer in layers}
+    rows = {layer["name"]: layer for layer in layers}
     return AllocationInfo(
         layers=tuple(layer.name for layer in plan.layers),
-        kinds=tuple(kinds[layer.name] for layer in plan.layers),
+        kinds=tuple(style.layer_kind(rows[layer.name]) for layer in plan.layers),
         weights=tuple(Format.parse(layer.weight) for layer in plan.layers),
         inputs=tuple(Format.parse(layer.input) if layer.quantizes_input else None for layer in plan.layers),
+        intensity=tuple(_intensity(rows[layer.name], int(plan.workload["batch"])) for layer in plan.layers),
     )
 
 
+def _intensity(layer: Mapping[str, Any], batch: int) -> float:
+    """Operations per byte at 8 bits of a row of layers.json: weights are read once for the whole batch."""
+    moved = layer["weight_count"] / batch + sum(math.prod(layer[name][1:]) for name in ("input_shape", "output_shape"))
+    return float(2 * layer["macs"] / moved)
+
+
 def draw_allocation(info: AllocationInfo) -> Figure:
-    """Draws weight bits upward and input bits downward, coloured by the kind of layer."""
-    figure, (axis,) = style.panels(
-        style.layers_width(len(info.layers)), [3.2], room=0.3 + style.names_room(info.layers)
+    """Draws weight bits upward and input bits downward, coloured by the kind of layer, and the intensity below."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    heights = [3.2, 0.8] if any(info.intensity) else [3.2]
+    figure, (axis, *below) = style.panels(
+        style.layers_width(len(info.layers)), heights, room=0.3 + style.names_room(info.layers)
     )
     palette = style.colours(info.kinds, style.KIND_COLOURS)
     for formats, direction, strength in ((info.weights, 1, 1.0), (info.inputs, -1, 0.55)):
@@ -84,9 +98,36 @@ def draw_allocation(info: AllocationInfo) -> Figure:
     axis.set_yticks(ticks, [str(abs(bits)) for bits in ticks])
     axis.set_ylim(-bottom - 1.2, top + 1.2)
     axis.set_ylabel("← input bits      weight bits →", fontsize=style.NORMAL, color=style.INK)
-    style.name_columns(axis, info.layers)
+    for panel in (axis, *below):
+        style.name_columns(panel, info.layers)
+        for first in stages(info.layers):
+            panel.axvline(first - 0.5, color=style.GRID, linewidth=1.0, zorder=0)
+    for panel in below:
+        axis.tick_params(labelbottom=False)
+        panel.plot(range(len(info.layers)), info.intensity, color=style.FRONT, marker="o", markersize=3, linewidth=1.2)
+        known = [value for value in info.intensity if value > 0]
+        if max(known) > 4 * min(known):
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(FixedLocator(log_ticks(min(known), max(known))[::2]))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.set_ylabel("operations\nper byte", fontsize=style.NORMAL, color=style.INK)
+        panel.minorticks_off()
     style.legend(figure, style.swatches(palette))
     return figure
+
+
+def stages(layers: Sequence[str]) -> list[int]:
+    """Where the stages of a network begin, but for the first: where the name changes up to its first number.
+
+    Empty where stages have fewer than two layers on average, which would be a line at every turn.
+    """
+    heads = []
+    for name in layers:
+        parts = name.split(".")
+        number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+        heads.append(parts[: number + 1])
+    turns = [place for place in range(1, len(heads)) if heads[place] != heads[place - 1]]
+    return turns if 2 * (len(turns) + 1) <= len(layers) else []
 
 
 def _number(axis: Axes, x: int, height: float, text: str) -> None:
@@ -165,7 +206,7 @@ def draw_members(info: MembersInfo) -> Figure:
     axis.add_patch(box).set_clip_on(False)
     axis.grid(visible=False)
     axis.set_yticks(range(rows), list(info.members), fontsize=style.SMALL)
-    axis.get_yticklabels()[info.winner].set(color=style.WINNER, fontweight="bold")
+    axis.get_yticklabels()[info.winner].set(fontweight="bold")
     axis.tick_params(axis="y", length=0)
     axis.spines[:].set_visible(False)
     style.name_columns(axis, info.layers)

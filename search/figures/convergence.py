@@ -11,8 +11,7 @@ import numpy as np
 
 from search.figures import style
 from search.figures.front import front_costs
-from search.history import spending
-from search.trials import Trial
+from search.trials import Trial, spending
 from search.units import COST_NAMES, axis_label, unit_for
 
 if TYPE_CHECKING:
@@ -46,6 +45,23 @@ class ConvergenceInfo:
     reference: float | None
     hypervolume: tuple[float, ...]
     costs: tuple[str, ...]
+
+    @property
+    def sides(self) -> tuple[tuple[tuple[float, ...], str], ...]:
+        """What may be across, and what it is called."""
+        return (self.evaluations, "evaluations"), (self.seconds, "seconds of measuring and proposing")
+
+    @property
+    def view(self) -> tuple[float, float] | None:
+        """Lowest and highest value to show: all of the best so far; None where there is none."""
+        if not np.isfinite(self.best).any():
+            return None
+        return style.near([*self.best, *([] if self.reference is None else [self.reference])], self.values)
+
+    @property
+    def volume_view(self) -> tuple[float, float]:
+        """Lowest and highest hypervolume to show."""
+        return style.near([volume for volume in self.hypervolume if volume > 0] or [0.0], ())
 
 
 def convergence_info(
@@ -97,9 +113,8 @@ def draw_convergence(info: ConvergenceInfo) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = style.panels(8.0, [3.0, 1.9] if info.hypervolume else [3.0], columns=2)
-    sides = ((info.evaluations, "evaluations"), (info.seconds, "seconds of measuring and proposing"))
     entries: dict[str, Any] = {}
-    for place, (across, label) in enumerate(sides):
+    for place, (across, label) in enumerate(info.sides):
         column = axes[place::2]
         entries |= _draw_best(column[0], info, across)
         if info.hypervolume:
@@ -112,11 +127,11 @@ def draw_convergence(info: ConvergenceInfo) -> Figure:
         right.sharey(left)
         right.tick_params(labelleft=False)
     axes[-2].xaxis.set_major_locator(MaxNLocator(integer=True))
-    if np.isfinite(info.best).any():
-        axes[0].set_ylim(style.near([*info.best, *([] if info.reference is None else [info.reference])], info.values))
+    if info.view:
+        axes[0].set_ylim(info.view)
     axes[0].set_ylabel(info.label, fontsize=style.NORMAL, color=style.INK)
     if info.hypervolume:
-        axes[2].set_ylim(style.near([volume for volume in info.hypervolume if volume > 0] or [0.0], ()))
+        axes[2].set_ylim(info.volume_view)
         axes[2].set_ylabel("hypervolume", fontsize=style.NORMAL, color=style.INK)
     style.legend(figure, entries)
     return figure

@@ -1,4 +1,4 @@
-"""The front once more, to be explored with the pointer."""
+"""The front and the convergence once more, to be explored with the pointer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.figures import style
+from search.figures.convergence import ConvergenceInfo
 from search.figures.front import COLUMNS, ELSEWHERE, FrontInfo, Point, Side
 from search.units import COST_NAMES, interval, log_ticks, quantity
 
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 BESIDE: Mapping[Side, str] = {"right": "middle right", "top": "top center", "bottom": "bottom center"}
 """How plotly writes a name on a side of its point."""
+
+_AXIS = {
+    "gridcolor": style.GRID,
+    "zeroline": False,
+    "showline": True,
+    "linecolor": style.TRIAL,
+    "ticks": "outside",
+    "automargin": True,
+    "title": {"font": {"size": 13}, "standoff": 12},
+}
 
 
 def plot_front(infos: Sequence[FrontInfo]) -> go.Figure:
@@ -28,29 +39,79 @@ def plot_front(infos: Sequence[FrontInfo]) -> go.Figure:
         rows, columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.16 if rows > 1 else None
     )
     named: set[str] = set()
-    grid = {"gridcolor": style.GRID, "zeroline": False, "showline": True, "linecolor": style.TRIAL, "ticks": "outside"}
     for place, info in enumerate(infos):
         at = {"row": place // columns + 1, "col": place % columns + 1}
         for trace in _traces(info):  # one entry of the legend switches a trace in every panel
             figure.add_trace(trace.update(legendgroup=trace.name, showlegend=trace.name not in named), **at)
             named.add(trace.name)
         across, up = map(html.escape, info.labels)
-        figure.update_xaxes(grid | {"title": across, "showgrid": False}, **at)
-        figure.update_yaxes(grid | {"title": up if at["col"] == 1 else None, "range": info.view}, **at)
+        figure.update_xaxes(_AXIS | {"title_text": across, "showgrid": False}, **at)
+        figure.update_yaxes(_AXIS | {"title_text": up if at["col"] == 1 else None, "range": info.view}, **at)
         if info.is_log:
             ticks = log_ticks(min(info.costs), max(info.costs))
             figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], **at)
-    figure.update_layout(
+    return _laid_out(figure, height=520 if rows == 1 else 460 * rows)
+
+
+def _laid_out(figure: go.Figure, height: int) -> go.Figure:
+    """Gives a figure what all have in common."""
+    return figure.update_layout(
         template="none",
         font={"family": "system-ui, sans-serif", "size": 13, "color": style.INK},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 70, "r": 70, "t": 50, "b": 55},
-        height=520 if rows == 1 else 460 * rows,
+        margin={"l": 70, "r": 60, "t": 50, "b": 55},
+        height=height,
         paper_bgcolor="white",
         plot_bgcolor="white",
         hoverlabel={"align": "left"},
     )
-    return figure
+
+
+def plot_convergence(info: ConvergenceInfo) -> go.Figure:
+    """Draws the best so far, and below it the hypervolume, over evaluations and over seconds with plotly."""
+    from plotly.subplots import make_subplots
+
+    rows = 2 if info.hypervolume else 1
+    heights = [0.6, 0.4] if info.hypervolume else [1.0]
+    figure = make_subplots(
+        rows,
+        2,
+        shared_xaxes="columns",
+        shared_yaxes=True,
+        row_heights=heights,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.07,
+    )
+    spent = list(zip(info.evaluations, info.seconds, strict=True))
+    steps = {"mode": "lines", "line": {"shape": "hv", "color": style.FRONT, "width": 2}}
+    value = html.escape(info.label).replace("\n", "<br>")
+    for column, (across, label) in enumerate(info.sides, 1):
+        usual = {
+            "x": across,
+            "customdata": spent,
+            "hovertemplate": "%{y:.5g} after %{customdata[0]:g} evaluations, %{customdata[1]:.3g} s",
+            "showlegend": column == 1,
+        }
+        at = {"row": 1, "col": column}
+        dots = {"color": style.TRIAL, "size": 6, "opacity": 0.55}
+        figure.add_scatter(
+            name="evaluation", y=info.values, mode="markers", marker=dots, legendgroup="evaluation", **usual, **at
+        )
+        figure.add_scatter(name="best so far", y=info.best, legendgroup="best", **steps, **usual, **at)
+        if info.reference is not None:
+            ends = {"x": [0, max(across, default=1)], "y": [info.reference] * 2}
+            dashes = {"mode": "lines", "line": {"color": style.BASELINE, "width": 1.5, "dash": "dash"}}
+            figure.add_scatter(name="float", **ends, **dashes, legendgroup="float", showlegend=column == 1, **at)
+        if info.hypervolume:
+            usual["showlegend"] = False
+            figure.add_scatter(name="hypervolume", y=info.hypervolume, **steps, **usual, row=2, col=column)
+        figure.update_xaxes({"title_text": label}, row=rows, col=column)
+    figure.update_xaxes(_AXIS | {"showgrid": False, "rangemode": "tozero"})
+    figure.update_yaxes(_AXIS)
+    figure.update_yaxes({"title_text": value, "range": info.view}, row=1, col=1)
+    if info.hypervolume:
+        figure.update_yaxes({"title_text": "hypervolume", "range": info.volume_view}, row=2, col=1)
+    return _laid_out(figure, height=520 if info.hypervolume else 380)
 
 
 def _traces(info: FrontInfo) -> Iterator[go.Scatter]:

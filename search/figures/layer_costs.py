@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN = ("latency_s", "energy_j", "weight_bytes", "bit_ops")
 OTHER = "other"
-
-
-HATCHES = {"memory": "/////", "overhead": "....."}
+HATCHES = {"memory": "/////", "overhead": "--"}
+"""Lines alone: a hatch of dots would be a megabyte of a page."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,29 @@ COMPUTE_COLOURS = {
 SPARE_COLOURS = ("#882255", "#6699cc", "#997700", "#994455", "#004488")
 """For kinds and types without a colour of their own."""
 
+DARK = {
+    "#ffffff": "#14171c",
+    INK: "#e6e8eb",
+    GRID: "#2b313a",
+    REST: "#6b7480",
+    INFEASIBLE: "#6e7681",
+    WINNER: "#f07f2e",
+    FRONT: "#4aa3df",
+    "#332288": "#8f83e6",
+    "#117733": "#3fae68",
+    "#aa4499": "#cf74c2",
+    "#4477aa": "#6f9fd0",
+    "#aa3377": "#d267a3",
+    "#228833": "#4cb35c",
+    "#882255": "#c7608f",
+    "#994455": "#c9727f",
+    "#004488": "#4f8fd6",
+}
+"""What colours become on dark paper, which is the first, so that they stand out from it; others stay as they are."""
+
+ON_LIGHT, ON_DARK = "#222222", "#fefefe"
+"""Ink on a coloured cell, which is the same on any paper."""
+
 SMALL = 7.0  # points
 NORMAL = 8.5
 MOST_LABELS = 64  # names of layers that fit side by side in the widest figure
@@ -84,7 +108,7 @@ def bits_colour(bits: int) -> Colour:
 def text_on(colour: Colour) -> str:
     """Black or white, whichever can be read on a colour (by luminance, ITU-R BT.709)."""
     red, green, blue, _ = colour
-    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"
+    return ON_LIGHT if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else ON_DARK
 
 
 def panels(width: float, heights: Sequence[float], columns: int = 1, room: float = 0.0) -> tuple[Figure, list[Axes]]:
@@ -190,3 +214,27 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element to stand in a page, the same for the same figure.
+
+    Its text is text, and its colours are custom properties of the page (`--c-332288`) where `DARK` names them, so that
+    they follow the page's scheme.
+
+    Args:
+        figure: The figure.
+        name: What its identifiers begin with, so that those of several figures on a page differ.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.image_inline": True}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>| font-family: [^;]*;", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub("|".join(DARK), lambda found: f"var(--c-{found[0][1:]}, {found[0]})", text)

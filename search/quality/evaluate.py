@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from search.policy import Policy
 from search.quality.dealing import Piece, dealing_keeps_bits, pieces_of, rest_of
 from search.quality.interval import drop_interval
 from search.quality.racing import Racing, Track
-from search.quality.store import EvaluationStore, SampleScores
+from search.quality.store import EvaluationStore, Order, SampleScores
 from search.quality.subsets import shuffle_split
 from search.quantize.simulate import QuantizedModel, exact_inference
 from search.tasks.task import Split, Task
@@ -146,7 +147,7 @@ class Evaluator:
         racing: How races are run; None where policies are always measured in full.
         store: Where scores are kept for all runs; None keeps none.
         seconds: What measurements of policies have taken so far; those of the store count as when they were made.
-        was_served: Whether the last measurement came from the store as a whole.
+        was_served: Whether the store knew the last measurement as a whole, before anybody measured it for this search.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class Evaluator:
             incumbents: Their scores on the whole split in its own order, best incumbent first.
         """
         track, reference = self._track, self.float_scores("selection")
-        order, part = track.split.order, self._raced_part if self.store else "selection"
+        order, part = track.split.order, self._part
         known = found = self._known(policy, part, len(order))
         seen = order[:0]
         for pieces in self._pieces:
@@ -276,6 +277,61 @@ class Evaluator:
         if len(seen) < len(order):
             return Finish(self._quality(scores, reference[seen], track.shifts(scores)), len(seen) / len(order))
         return Finish(self._quality(found.values, reference), 1.0, found.values)
+
+    @property
+    def foresight(self) -> int:
+        """How many of the measurements that come next are worth ordering; 1 where nobody else measures."""
+        return self.store.helpers.foresight if self.store else 1
+
+    def order(
+        self,
+        policies: Iterable[Policy],
+        split: Split,
+        fidelity: float = 1.0,
+        rivals: Sequence[Sequence[Policy]] | None = None,
+    ) -> None:
+        """Has helpers measure what will be asked for, as far as the store does not know it.
+
+        Args:
+            policies: The policies.
+            split: On which data.
+            fidelity: Share of the split.
+            rivals: For races: the policies that each is raced against, best first.
+        """
+        if self.foresight == 1:
+            return
+        assert self.store is not None
+        part, samples = split if rivals is None else self._part, len(self.float_scores(split))
+        subject, orders = self.store.subject(self.simulated), []
+        for number, policy in enumerate(policies):
+            known = self.store.known(self.simulated, policy, part, samples).measured
+            if not known[: math.ceil(fidelity * samples)].all():
+                against = None if rivals is None else tuple(rivals[number])
+                orders.append(Order(subject, policy, split, part, fidelity, against))
+        self.store.helpers.order(orders)
+
+    def fill(self, order: Order) -> bytes:
+        """Measures what another process ordered, into the store; returns the file that is there then.
+
+        A race is against those rivals whose scores the store knows: it may only last longer than it has to.
+        """
+        assert self.store is not None
+        if order.rivals is None:
+            self.scores(order.policy, order.split, order.fidelity)
+        else:
+            samples = len(self.float_scores(order.split))
+            known = [self.store.known(self.simulated, rival, order.part, samples) for rival in order.rivals]
+            self.race(order.policy, [scores.values for scores in known if scores.measured.all()])
+        return self.store.file(self.simulated, order.policy, order.part).read_bytes()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is measured in this block, for somebody else, is not counted."""
+        counted = self.seconds, self.was_served
+        try:
+            yield
+        finally:
+            self.seconds, self.was_served = counted
 
     def _known(self, policy: Mapping[str, Precision], part: str, samples: int) -> SampleScores:
         if self.store is None:
@@ -305,8 +361,9 @@ class Evaluator:
         """Spends the seconds of what was asked for, known or found just now, and keeps what was found."""
         found = replace(found, seconds=round(found.seconds, MICROSECONDS))  # so that sums of them are the same again
         self.seconds += round(known.seconds_for(asked) + found.seconds - known.seconds, MICROSECONDS)
-        self.was_served = bool(known.measured[asked].all())
-        if self.store and not self.was_served:
+        is_known = bool(known.measured[asked].all())
+        self.was_served = is_known and not known.is_ordered
+        if self.store and not is_known:
             self.store.keep(self.simulated, Policy(policy), part, found)
 
     @cached_property
@@ -327,6 +384,11 @@ class Evaluator:
     def _pieces(self) -> list[list[Piece]]:
         """What each look of a race measures."""
         return pieces_of(self._track.split)
+
+    @property
+    def _part(self) -> str:
+        """What the store calls the selection split when it is raced on."""
+        return self._raced_part if self.store else "selection"
 
     @cached_property
     def _raced_part(self) -> str:

@@ -67,8 +67,12 @@ class Incumbents:
 
     def scores(self, cost: float) -> list[np.ndarray]:
         """Scores of every incumbent that costs no more than `cost`, those of the least drop first."""
-        rivals = sorted((other for other in self._front if other.cost <= cost), key=lambda other: other.drop)
-        return [self._scores_of(other.policy) for other in rivals]
+        return [self._scores_of(policy) for policy in self.rivals(cost)]
+
+    def rivals(self, cost: float) -> list[Policy]:
+        """Every incumbent that costs no more than `cost`, those of the least drop first."""
+        rivals = (other for other in self._front if other.cost <= cost)
+        return [other.policy for other in sorted(rivals, key=lambda other: other.drop)]
 
     def _scores_of(self, policy: Policy) -> np.ndarray:
         if policy not in self._scores:

@@ -82,6 +82,7 @@ def choose_repair(
     for number, repair in enumerate(REPAIRS):
         simulated.repair_with(repair)
         scores[repair] = []
+        evaluator.order(policies.values(), "selection", fidelity)
         for policy in policies.values():
             scores[repair].append(evaluator.scores(policy, "selection", fidelity))
             progress(number * len(policies) + len(scores[repair]), len(REPAIRS) * len(policies))

@@ -20,11 +20,12 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from torch import nn
@@ -57,11 +58,13 @@ class SampleScores:
         values: One per sample in the split's own order, shape `(samples,)`; NaN where not measured.
         measured: Where they were measured; a measured score may be NaN, too.
         seconds: Time that took.
+        is_ordered: Whether somebody else has measured them for this very search, which did not know them before.
     """
 
     values: np.ndarray
     measured: np.ndarray
     seconds: float
+    is_ordered: bool = False
 
     @classmethod
     def none(cls, samples: int) -> SampleScores:
@@ -74,25 +77,118 @@ class SampleScores:
         return self.seconds * float(known / self.measured.sum()) if known else 0.0
 
 
-class EvaluationStore:
-    """Scores of policies of one task and network; see `open_store`."""
+@dataclass(frozen=True)
+class Subject:
+    """The network that scores are about, such that somebody else can make the same.
 
-    def __init__(self, folder: Path, task: Task, repairs: Any = None) -> None:
+    Attributes:
+        stage: `calibrated`, `repaired` before the search, or `tuned` under every policy.
+        repair: The repair within the loop.
+        digest: Name of its folder in the store: the same name, the same answers to the last bit.
+    """
+
+    stage: str
+    repair: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """A measurement that will be asked for.
+
+    Attributes:
+        subject: What is measured.
+        policy: The policy.
+        split: On which data.
+        part: What the store calls that data, measured in this way.
+        fidelity: Share of the split that is asked for; what a race will look at is not known before.
+        rivals: The policies that it is raced against, best first; None where it is not raced.
+    """
+
+    subject: Subject
+    policy: Policy
+    split: Split
+    part: str
+    fidelity: float = 1.0
+    rivals: tuple[Policy, ...] | None = None
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What tells its scores from all others of the task."""
+        return self.subject.digest, self.part, self.policy.digest
+
+
+class Helpers(Protocol):
+    """Those who measure for a search what it is going to ask for."""
+
+    @property
+    def foresight(self) -> int:
+        """How many of the measurements that come next are worth ordering; 1 where nobody helps."""
+
+    def order(self, orders: Sequence[Order]) -> None:
+        """Has somebody measure, if there is anybody."""
+
+    def delivered(self, place: tuple[str, str, str]) -> bytes | None:
+        """Waits for what was ordered; returns its file, or None where nobody has measured it or will."""
+
+
+class Nobody:
+    """No helpers at all."""
+
+    foresight = 1
+
+    def order(self, orders: Sequence[Order]) -> None:
+        """Nobody measures."""
+
+    def delivered(self, place: tuple[str, str, str]) -> bytes | None:
+        """Nothing was ordered."""
+        return None
+
+
+class EvaluationStore:
+    """Scores of policies of one task and network; see `open_store`.
+
+    Attributes:
+        folder: Where the files are.
+        helpers: Who measures what is ordered.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        repairs: Any = None,
+        stage: str = "calibrated",
+        helpers: Helpers | None = None,
+    ) -> None:
         """Opens a folder that is about this very task and its network.
 
         Args:
             folder: Where the files are.
             task: The task.
             repairs: What was done to the network before anything is measured, as plain values.
+            stage: What somebody else has to do to make the same network; see `Subject`.
+            helpers: Who measures what is ordered.
         """
         self.folder = folder
+        self.helpers = helpers or Nobody()
         self._task = task
         self._repairs = repairs
+        self._stage = stage
         self._folders: dict[QuantizerSettings, Path] = {}
 
-    def repaired(self, by: Any) -> EvaluationStore:
+    def repaired(self, by: Any, stage: str = "repaired") -> EvaluationStore:
         """Returns the same store for the network after repairs, `by` being plain values that name them in full."""
-        return EvaluationStore(self.folder, self._task, by)
+        return EvaluationStore(self.folder, self._task, by, stage, self.helpers)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the task's scores depend on; see `open_store`."""
+        return dict(json.loads((self.folder / "about.json").read_text(encoding="utf-8")))
+
+    def subject(self, simulated: QuantizedModel) -> Subject:
+        """Says which network it is that would be measured, as it quantizes now."""
+        return Subject(self._stage, simulated.settings.repair, self._network_folder(simulated).name)
 
     def floats(self, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
         """The float network's scores, shape `(samples,)`, and how many each batch has, if they are known."""
@@ -112,30 +208,33 @@ class EvaluationStore:
             part: The split; or a name for races whose scores are not those of the split's own batches.
             samples: How many scores the whole split has.
         """
-        path = self._file(simulated, policy, part)
-        found = _read(path, "scores", "measured", "seconds")
-        if not found:
-            return SampleScores.none(samples)
-        values, measured = np.full(samples, np.nan), found["measured"]
-        try:
-            values[measured] = found["scores"]
-        except (IndexError, ValueError) as error:
-            _warn(path, error)
-            return SampleScores.none(samples)
-        return SampleScores(values, measured, float(found["seconds"]))
+        path = self.file(simulated, policy, part)
+        file = self.helpers.delivered((path.parent.parent.name, part, policy.digest))
+        if file is not None:
+            ordered = _scores_in(file, path, samples)
+            self.keep(simulated, policy, part, ordered)
+        return replace(_scores_in(path, path, samples), is_ordered=file is not None)
 
     def keep(self, simulated: QuantizedModel, policy: Policy, part: str, scores: SampleScores) -> None:
         """Keeps scores, unless another run has measured more of them meanwhile."""
-        there = self.scores(simulated, policy, part, len(scores.values))
-        if there.measured.sum() < scores.measured.sum():
+        path = self.file(simulated, policy, part)
+        if _scores_in(path, path, len(scores.values)).measured.sum() < scores.measured.sum():
             values = _narrowest(scores.values[scores.measured])
-            path = self._file(simulated, policy, part)
             _write(path, scores=values, measured=scores.measured, seconds=np.array(scores.seconds))
+
+    def known(self, simulated: QuantizedModel, policy: Policy, part: str, samples: int) -> SampleScores:
+        """What is known of a policy's scores already, whatever was ordered."""
+        path = self.file(simulated, policy, part)
+        return _scores_in(path, path, samples)
 
     def _float_file(self, split: Split) -> Path:
         return self.folder / "float" / f"{split}.npz"
 
-    def _file(self, simulated: QuantizedModel, policy: Policy, part: str) -> Path:
+    def file(self, simulated: QuantizedModel, policy: Policy, part: str) -> Path:
+        """Where a policy's scores are kept."""
+        return self._network_folder(simulated) / part / f"{policy.digest}.npz"
+
+    def _network_folder(self, simulated: QuantizedModel) -> Path:
         if simulated.settings not in self._folders:
             model = simulated.apply(Policy.uniform(simulated.network, PROBE))
             about = {
@@ -144,15 +243,16 @@ class EvaluationStore:
                 "answers": answers_digest(self._task, model),
             }
             self._folders[simulated.settings] = _folder_about(about, self.folder)
-        return self._folders[simulated.settings] / part / f"{policy.digest}.npz"
+        return self._folders[simulated.settings]
 
 
 def open_store(
-    root: Path,
+    root: Path | None,
     task: Task,
     simulated: QuantizedModel,
     model: str,
     on_none: Callable[[str], None] = lambda reason: None,
+    own: Path | None = None,
 ) -> EvaluationStore | None:
     """Opens the store of a task and its network, or none where nobody can tell what scores depend on.
 
@@ -161,17 +261,22 @@ def open_store(
     tell other code that the text does not show, other kernels, and other machines.
 
     Args:
-        root: Folder of the stores of all tasks.
+        root: Folder of the stores of all tasks; None keeps scores in `own` alone.
         task: The task.
         simulated: Its network, calibrated, nothing in it repaired.
         model: Fingerprint of the model as it was given.
-        on_none: Called with the reason where there is no store.
+        on_none: Called with the reason where there is no store for other runs.
+        own: Folder of a store for a single search, for tasks of which nobody can tell how they judge; None gives those
+            no store.
     """
     if task.judgement is None:
         on_none(
             f"how task {task.name} judges cannot be told from its source, so its scores are not kept for other runs; "
             "give it a `judgement` to change that"
         )
+        root = None
+    folder = root or own
+    if folder is None:
         return None
     network = simulated.apply({})
     answers = {answers_digest(task, network) for _ in range(2)}
@@ -188,7 +293,7 @@ def open_store(
         "device": next(network.parameters()).device.type,
         "answers": answers.pop(),
     }
-    return EvaluationStore(_folder_about(about, root), task)
+    return EvaluationStore(_folder_about(about, folder), task)
 
 
 def answers_digest(task: Task, model: nn.Module) -> str:
@@ -234,10 +339,25 @@ def _write(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **cast("dict[str, Any]", arrays))
 
 
-def _read(path: Path, *names: str) -> dict[str, np.ndarray] | None:
-    """The arrays in a file; None where it is missing, or damaged."""
+def _scores_in(content: Path | bytes, path: Path, samples: int) -> SampleScores:
+    """The scores in a file, or in one that somebody sent and that will lie at `path`; none where there are none."""
+    found = _read(path, "scores", "measured", "seconds", content=content if isinstance(content, bytes) else None)
+    if not found:
+        return SampleScores.none(samples)
+    values, measured = np.full(samples, np.nan), found["measured"]
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
+        values[measured] = found["scores"]
+    except (IndexError, ValueError) as error:
+        _warn(path, error)
+        return SampleScores.none(samples)
+    return SampleScores(values, measured, float(found["seconds"]))
+
+
+def _read(path: Path, *names: str, content: bytes | None = None) -> dict[str, np.ndarray] | None:
+    """The arrays in a file, or in its content; None where it is missing, or damaged."""
+    try:
+        opened: BinaryIO = path.open("rb") if content is None else BytesIO(content)
+        with opened as file, np.load(file) as arrays:
             return {name: arrays[name] for name in names}
     except FileNotFoundError:
         return None

@@ -45,7 +45,7 @@ class TunedEvaluator(Evaluator):
         if evaluator.store:
             answers = answers_digest(self.task, self.network(Policy.uniform(self.simulated.network, PROBE)))
             done = {"before": repairs, "finetune": {"steps": steps, "answers": answers}}
-            self.store = evaluator.store.repaired(done)
+            self.store = evaluator.store.repaired(done, "tuned")
 
     def network(self, policy: Mapping[str, Precision]) -> nn.Module:
         """The network, fine-tuned under a policy and quantized by it."""

@@ -34,6 +34,9 @@ WIDTH = 64
 GRAM_CHUNK = 2**12  # features multiplied at once in float64
 
 Progress = Callable[[int, int], None]
+Share = Callable[[Sequence[int], Callable[[Sequence[int]], None]], None]
+"""Takes positions of choices and what measures some of them, and has them measured, by whom it likes; perhaps not all:
+what is missing is measured afterwards."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def forward_scores(
     shard: tuple[int, int] = (0, 1),
     directory: Path | None = None,
     progress: Progress = lambda done, total: None,
+    share: Share | None = None,
 ) -> ForwardScores:
     """Scores choices by what each does to the outputs on the calibration split.
 
@@ -114,31 +118,26 @@ def forward_scores(
         directory: Where the result of each choice is written as it comes; what is there is not measured again. It must
             belong to this model, data and quantizer; base, shard and the settings here are told apart.
         progress: Called with the number of choices measured and their total.
+        share: Has others measure some of the choices into `directory`.
 
     Raises:
         ConfigError: If there is no such shard.
         DataError: If the divergence of a choice is not a number, or a file in `directory` is damaged.
         UnsupportedError: If interactions cannot be derived from the task's divergence.
     """
-    base, bounds = base or {}, Bounds(width, outputs, numbers, seed)
-    batches = list(task.batches("calibration"))
-    own = _batches_of(shard, len(batches))
-    lenses, extents = make_lenses(task, simulated, batches, own, base, bounds)
-    at_base = Found.joined([lens(lens.point) for lens in lenses])
-    _check_finite(at_base, "of the base" if base else "of the float network from itself")
-
-    runner = PrefixRunner(simulated, task, [batches[number] for number in own])
-    identity = [sorted((layer, str(held)) for layer, held in base.items()), *shard, *astuple(bounds)]
-    jobs = [position for position, choice in enumerate(choices) if not choice.is_in(base)]
-    paths = {job: directory / _file_name(choices[job], identity) for job in jobs} if directory else {}
+    bounds = Bounds(width, outputs, numbers, seed)
+    sweep = Sweep(task, simulated, choices, base, bounds, shard, directory)
+    if share and directory:
+        share(sweep.missing, sweep.write)
+    at_base = sweep.at_base
     totals = np.tile(at_base.totals, (len(choices), 1))
     changes = np.zeros((len(choices), *at_base.changes.shape), np.float32)
     features = np.zeros((len(choices), *at_base.features.shape), np.float32)
-    for done, (job, found) in enumerate(_sweep(runner, lenses, choices, base, jobs, paths), 1):
-        _check_finite(found, f"with {choices[job]}")
+    for done, (job, found) in enumerate(sweep.run(sweep.jobs), 1):
         totals[job], changes[job], features[job] = found.totals, found.changes, found.features
-        progress(done, len(jobs))
+        progress(done, len(sweep.jobs))
 
+    lenses, own, extents = sweep.lenses, sweep.own, sweep.extents
     samples = sum(extents[number].samples for number in own)
     divergence, slope, loss, score = (totals / samples).T
     base_divergence, _, base_loss, base_score = (at_base.totals / samples).tolist()
@@ -156,6 +155,79 @@ def forward_scores(
             base_score=base_score if task.per_sample else None,
         ),
     )
+
+
+class Sweep:
+    """Measures what choices do, made alone, each kept in a file of its own.
+
+    Attributes:
+        jobs: Positions of the choices that there is something to measure about: those that the base does not make.
+        own: Numbers of the batches in the shard.
+        lenses: What is looked at of the outputs on each of them.
+        extents: How large every batch of the split is.
+        at_base: What is found at the base.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        simulated: QuantizedModel,
+        choices: Sequence[Choice],
+        base: Base | None = None,
+        bounds: Bounds | None = None,
+        shard: tuple[int, int] = (0, 1),
+        directory: Path | None = None,
+    ) -> None:
+        """Runs the float network and the base; takes what `forward_scores` does.
+
+        Raises:
+            ConfigError: If there is no such shard.
+            DataError: If the divergence of the base is not a number.
+            UnsupportedError: If interactions cannot be derived from the task's divergence.
+        """
+        base, bounds = base or {}, bounds or Bounds(WIDTH, OUTPUTS, NUMBERS, 0)
+        batches = list(task.batches("calibration"))
+        self.own = _batches_of(shard, len(batches))
+        self.lenses, self.extents = make_lenses(task, simulated, batches, self.own, base, bounds)
+        self.at_base = Found.joined([lens(lens.point) for lens in self.lenses])
+        _check_finite(self.at_base, "of the base" if base else "of the float network from itself")
+        self.jobs = [position for position, choice in enumerate(choices) if not choice.is_in(base)]
+        self._choices, self._base = choices, base
+        self._runner = PrefixRunner(simulated, task, [batches[number] for number in self.own])
+        identity = [sorted((layer, str(held)) for layer, held in base.items()), *shard, *astuple(bounds)]
+        self._paths = {job: directory / _file_name(choices[job], identity) for job in self.jobs} if directory else {}
+
+    @property
+    def missing(self) -> list[int]:
+        """Positions of the choices whose files are not there."""
+        return [job for job in self.jobs if job not in self._paths or not self._paths[job].is_file()]
+
+    def write(self, jobs: Sequence[int]) -> None:
+        """Measures choices whose files are not there, and writes those."""
+        missing = set(self.missing)
+        for _ in self.run([job for job in jobs if job in missing]):
+            pass
+
+    def run(self, jobs: Sequence[int]) -> Iterator[tuple[int, Found]]:
+        """Yields positions and what was found of them, first those whose files are there; others' files are written.
+
+        Raises:
+            DataError: If the divergence of a choice is not a number, or a file is damaged.
+        """
+        known = [job for job in jobs if job in self._paths and self._paths[job].is_file()]
+        for job in known:
+            yield self._checked(job, Found.load(self._paths[job]))
+        rest = [job for job in jobs if job not in known]
+        policies = [self._choices[job].on(self._base) for job in rest]
+        for index, parts in self._runner.sweep(policies, lambda outputs, number: self.lenses[number](outputs)):
+            job, found = rest[index], Found.joined(parts)
+            if self._paths:
+                found.save(self._paths[job])
+            yield self._checked(job, found)
+
+    def _checked(self, job: int, found: Found) -> tuple[int, Found]:
+        _check_finite(found, f"with {self._choices[job]}")
+        return job, found
 
 
 def merge_scores(task: Task, parts: Sequence[ForwardScores]) -> ForwardScores:
@@ -183,27 +255,6 @@ def merge_scores(task: Task, parts: Sequence[ForwardScores]) -> ForwardScores:
         base_score=mean([part.base_score for part in parts]),
     )
     return _with_drop(task, merged)
-
-
-def _sweep(
-    runner: PrefixRunner,
-    lenses: Sequence[Lens],
-    choices: Sequence[Choice],
-    base: Base,
-    jobs: Sequence[int],
-    paths: dict[int, Path],
-) -> Iterator[tuple[int, Found]]:
-    """Yields positions and what was found of them, first those whose files are there; others' files are written."""
-    known = [job for job, path in paths.items() if path.is_file()]
-    for job in known:
-        yield job, Found.load(paths[job])
-    rest = [job for job in jobs if job not in known]
-    policies = [choices[job].on(base) for job in rest]
-    for index, parts in runner.sweep(policies, lambda outputs, number: lenses[number](outputs)):
-        job, found = rest[index], Found.joined(parts)
-        if paths:
-            found.save(paths[job])
-        yield job, found
 
 
 def _file_name(choice: Choice, identity: Sequence[Any]) -> str:

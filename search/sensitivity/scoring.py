@@ -28,6 +28,7 @@ from search.tasks.task import Task
 
 if TYPE_CHECKING:
     from search.sensitivity.cotangents import Kind
+    from search.sensitivity.forward import Share, Sweep
 
 TABLE = "sensitivity.npz"
 PARTIAL = "scoring"
@@ -43,6 +44,7 @@ def score_space(
     made_from: Mapping[str, Any] | None = None,
     store: Path | None = None,
     progress: Progress = lambda done, total: None,
+    share: Share | None = None,
 ) -> SensitivityTable:
     """Scores every choice of a space on the calibration split, or finds the scores where they were kept.
 
@@ -55,6 +57,7 @@ def score_space(
         made_from: Digests of model, data and quantizer, and whatever else tells whether scores apply.
         store: Folder of the tables of all runs; one that was made from the same is taken from there.
         progress: Called with the number of single choices scored and their total.
+        share: Has others sweep some of the choices, who write to `directory`; see `search.sensitivity.forward`.
 
     Raises:
         DataError: If a score is not a number.
@@ -67,7 +70,8 @@ def score_space(
     if kept and (kept / TABLE).is_file():
         table = SensitivityTable.load(kept / TABLE)
     else:
-        table = _score(task, simulated, space, settings, directory / PARTIAL if directory else None, progress)
+        partial = directory / PARTIAL if directory else None
+        table = _score(task, simulated, space, settings, partial, progress, share)
         if kept:
             _keep(table, kept, identity)
     if directory:
@@ -110,6 +114,7 @@ def _score(
     settings: SensitivitySettings,
     partial: Path | None,
     progress: Progress,
+    share: Share | None,
 ) -> SensitivityTable:
     """Runs whatever the settings ask for, and puts it together."""
     from search.sensitivity.backward import backward_scores
@@ -129,6 +134,7 @@ def _score(
             seed=settings.seed,
             directory=partial,
             progress=progress,
+            share=share,
         )
         found = {"kl": swept.kl, "loss": swept.loss, "drop": swept.drop}
         columns |= _asked(task, settings, FORWARD, found) or {"kl": swept.kl}
@@ -162,6 +168,27 @@ def _score(
     _check_finite(columns, choices)
     ordered = {name: columns.pop(name) for name in settings.scores if name in columns} | columns
     return SensitivityTable(ordered, interactions, superposition, linear, constant, settings.predictor)
+
+
+def sweep_of(
+    task: Task, simulated: QuantizedModel, space: SearchSpace, settings: SensitivitySettings, directory: Path
+) -> Sweep:
+    """The sweep that scoring a space takes, for those who do a part of it.
+
+    Args:
+        task: Gives data, divergence and metric.
+        simulated: The network, calibrated.
+        space: What may be decided.
+        settings: What is scored.
+        directory: That of the table.
+    """
+    from search.sensitivity.forward import Sweep
+    from search.sensitivity.lens import Bounds
+    from search.sensitivity.reduction import NUMBERS, OUTPUTS
+
+    bounds = Bounds(settings.width, OUTPUTS, NUMBERS, settings.seed)
+    base = base_of(space, settings.base)
+    return Sweep(task, simulated, choices_of(space), base, bounds, directory=directory / PARTIAL)
 
 
 def _curvature(kl: np.ndarray, linear: np.ndarray | None) -> np.ndarray:

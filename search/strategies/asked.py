@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from search.objective import Objective
 from search.trials import Trial
@@ -32,8 +32,7 @@ class Asked:
         Raises:
             SpentError: If nothing is left to spend.
         """
-        for policy in self._objective.starts:
-            self.measure(self._objective.space.encode(policy))
+        self.measure_each([self._objective.space.encode(policy) for policy in self._objective.starts])
 
     def measure(self, point: Sequence[int]) -> Trial:
         """Returns the trial of a point, asking for it unless it is known.
@@ -45,6 +44,18 @@ class Asked:
         if at not in self.trials:
             self.trials[at] = self._objective(self._objective.space.decode(at))
         return self.trials[at]
+
+    def measure_each(self, points: Iterable[Sequence[int]]) -> None:
+        """Measures points in order, as `measure` does; others may measure those that come next meanwhile.
+
+        Args:
+            points: Taken a little ahead of what is measured, so they must not depend on it.
+
+        Raises:
+            SpentError: If nothing is left to spend.
+        """
+        for point in self._objective.ahead(points, self._objective.space.decode):
+            self.measure(point)
 
     def ranked(self) -> list[Point]:
         """The points measured, best first, as the objective ranks them."""

@@ -112,6 +112,11 @@ class Strategy(ABC):
         self.seconds = seconds
         self.start_from = start_from
 
+    @property
+    def proposes_one(self) -> bool:
+        """Whether it awaits what came of every policy before it proposes the next, so that others cannot help much."""
+        return False
+
     def check_sources(self) -> None:
         """Looks whether what it goes on from exists, before anything is computed.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from hwmodels import FLOAT, Format
@@ -29,15 +31,24 @@ class RandomSearch(Strategy):
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         asked = Asked(objective)
         asked.begin()
+        asked.measure_each(self._drawn(space, objective, rng, asked))
+
+    def _drawn(
+        self, space: SearchSpace, objective: Objective, rng: np.random.Generator, asked: Asked
+    ) -> Iterator[Point]:
+        """Draws points that were neither asked for nor drawn before."""
         projection = Projection(objective.pricing, objective.limits)
+        known = set(asked.trials)
         repeats = 0
-        while repeats < REPEATS and not (asked.trials and objective.is_out_of_time):
+        while repeats < REPEATS and not (known and objective.is_out_of_time):
             drawn = space.sample(rng)
             point = space.encode(lower_until_feasible(space, objective, drawn, rng))
             if not objective.is_feasible(space.decode(point)):
                 point = projection.nearest(space.encode(drawn))
-            repeats = repeats + 1 if point in asked else 0
-            asked.measure(point)
+            repeats = repeats + 1 if point in known else 0
+            if not repeats:
+                known.add(point)
+                yield point
 
 
 class Uniform(Strategy):
@@ -54,8 +65,7 @@ class Uniform(Strategy):
         asked.begin()
         points = uniform_points(space)
         within = [point for point in points if objective.is_feasible(space.decode(point))]
-        for point in within or [Projection(objective.pricing, objective.limits).nearest(points[-1])]:
-            asked.measure(point)
+        asked.measure_each(within or [Projection(objective.pricing, objective.limits).nearest(points[-1])])
 
 
 def uniform_points(space: SearchSpace) -> list[Point]:

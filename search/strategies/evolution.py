@@ -125,8 +125,7 @@ class Population:
         projection = Projection(objective.pricing, objective.limits)
         points = list(dict.fromkeys(map(projection.nearest, uniform_points(objective.space))))
         if objective.quality_drop is None:
-            for point in points[:count]:
-                self.asked.measure(point)
+            self.asked.measure_each(points[:count])
             return
         low, high = 0, len(points)
         while low < high:
@@ -173,7 +172,8 @@ class Population:
             if affordable < 1:
                 runners = runners[:1]
                 break
-            seen = {point: objective(space.decode(point), share) for point in runners[:affordable]}
+            raced = runners[:affordable]
+            seen = dict(zip(raced, objective.map(map(space.decode, raced), share), strict=True))
             self.behind |= seen
             ahead = sorted(seen, key=lambda point: self._standing(seen[point]))
             runners = ahead[: max(1, round(len(points) * shares[0] / following))]
@@ -193,7 +193,7 @@ class Population:
             self.behind.clear()
 
     def _finish(self, points: Sequence[Point]) -> None:
-        for point in points:
+        for point in self._objective.ahead(points, self._objective.space.decode):
             self.asked.measure(point)
             self.behind.pop(point, None)
 

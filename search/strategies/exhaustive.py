@@ -66,9 +66,9 @@ class Exhaustive(Strategy):
         asked = Asked(objective)
         asked.begin()
         costs = np.array([objective.pricing.costs(space.decode(p))[objective.primary_cost] for p in points.tolist()])
-        for at in np.argsort(costs if objective.quality_drop is not None else -costs, kind="stable"):
-            if objective.is_feasible(space.decode(points[at].tolist())):
-                asked.measure(points[at].tolist())
+        order = np.argsort(costs if objective.quality_drop is not None else -costs, kind="stable")
+        ordered = points[order].tolist()
+        asked.measure_each(point for point in ordered if objective.is_feasible(space.decode(point)))
 
 
 def points_within(pricing: Pricing, limits: Mapping[str, float], widest: int) -> np.ndarray | None:

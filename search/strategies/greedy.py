@@ -86,6 +86,10 @@ class Greedy(Strategy):
         self.direction = direction
         self.walk = walk
 
+    @property
+    def proposes_one(self) -> bool:
+        return True
+
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         asked = Asked(objective)
         asked.begin()

@@ -36,6 +36,6 @@ class Listed(Strategy):
         self._policies = tuple(policies)
 
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
-        for policy in dict.fromkeys((*objective.starts, *self._policies)):
+        for policy in objective.ahead(dict.fromkeys((*objective.starts, *self._policies)), lambda policy: policy):
             objective.predict(policy)  # so that its trial says what was forecast
             objective(policy)

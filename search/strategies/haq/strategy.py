@@ -101,6 +101,10 @@ class Haq(Strategy):
         self.warm_up = warm_up
         self.finetune_steps = finetune_steps
 
+    @property
+    def proposes_one(self) -> bool:
+        return True
+
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         from search.strategies.haq.agent import HaqAgent
         from search.strategies.haq.env import WalkEnv

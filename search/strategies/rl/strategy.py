@@ -110,6 +110,10 @@ class Rl(Strategy):
                 "the folder that an agent was saved to"
             )
 
+    @property
+    def proposes_one(self) -> bool:
+        return True
+
     def search(self, space: SearchSpace, objective: Objective, rng: np.random.Generator) -> None:
         self.trained = None
         known = objective.map(objective.starts)

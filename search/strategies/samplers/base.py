@@ -12,9 +12,10 @@ import numpy as np
 from search.errors import ConfigError, closest
 from search.objective import Objective
 from search.space import SearchSpace
+from search.storages import check_storage
 from search.strategies.base import Strategy, checks_types
 from search.strategies.samplers.dialogue import Dialogue
-from search.strategies.samplers.mirror import Mirror, check_storage, identity
+from search.strategies.samplers.mirror import Mirror, identity
 from search.strategies.samplers.parameters import TIES, Parameters, Tie
 from search.strategies.samplers.quietly import experiments_allowed
 from search.units import COST_NAMES
@@ -46,6 +47,7 @@ class OptunaSearch(Strategy):
         tie: Tie = "auto",
         storage: str | None = None,
         study: str | None = None,
+        batch: int = 1,
     ) -> None:
         """Creates the strategy.
 
@@ -58,6 +60,8 @@ class OptunaSearch(Strategy):
                 decision its own, and `auto` ties where more than 50 decisions are open.
             storage: Where to mirror the trials: path of a journal file, or URL of a database; None is nowhere.
             study: Name of the study there; None makes one of the strategy's name and what tells the search from others.
+            batch: Policies that the sampler proposes before it is told what came of them; what is found depends on it,
+                and not on who measures them.
 
         Raises:
             ConfigError: If a value is not allowed, or the sampler cannot minimise several things at once.
@@ -68,11 +72,18 @@ class OptunaSearch(Strategy):
         if study is not None and storage is None:
             raise ConfigError(f"strategy.study={study} names a study in no storage; set strategy.storage, too")
         if storage is not None:
-            check_storage(storage)
+            check_storage(storage, "strategy.storage")
+        if batch < 1:
+            raise ConfigError(f"strategy.batch={batch} must be at least 1")
         self.costs = _checked(costs)
         self.tie = tie
         self.storage = storage
         self.study = study
+        self.batch = batch
+
+    @property
+    def proposes_one(self) -> bool:
+        return self.batch == 1
 
     @abstractmethod
     def make_sampler(self, seed: int) -> BaseSampler:
@@ -96,6 +107,7 @@ class OptunaSearch(Strategy):
             self.costs,
             knows_constraints=knows_constraints(sampler),
             on_trial=mirror.add if mirror else lambda trial: None,
+            batch=self.batch,
         ).run()
 
     def _metrics(self, objective: Objective) -> list[str]:

@@ -46,6 +46,7 @@ class Dialogue:
         costs: Sequence[str] = (),
         knows_constraints: bool = True,
         on_trial: Callable[[Trial], None] = lambda trial: None,
+        batch: int = 1,
     ) -> None:
         """Starts a dialogue.
 
@@ -57,6 +58,7 @@ class Dialogue:
             costs: What is minimised beside the drop; empty for the objective's own loss alone.
             knows_constraints: Whether the sampler reads constraints; if not, violations are added to its loss.
             on_trial: Called with every trial of the objective, each policy's once.
+            batch: Proposals that the sampler makes before it is told what came of them.
         """
         self._study = study
         self._parameters = parameters
@@ -65,6 +67,7 @@ class Dialogue:
         self._costs = tuple(costs)
         self._knows_constraints = knows_constraints
         self._on_trial = on_trial
+        self._batch = batch
         self._projection = Projection(objective.pricing, objective.limits)
         self._known: dict[tuple[int, ...], Trial] = {}
         self._tried: set[tuple[int, ...]] = set()
@@ -76,21 +79,27 @@ class Dialogue:
 
     def run(self) -> None:
         """Measures the starting policies, proposes the uniform ones, and goes on with what the sampler says."""
-        for policy in self._objective.starts:
-            self._begin_at(self._objective.space.encode(policy))
+        space = self._objective.space
+        for policy in self._objective.ahead(self._objective.starts, lambda policy: policy):
+            self._begin_at(space.encode(policy))
         for chosen in self._parameters.uniform():
             self._study.enqueue_trial(chosen)
-        while not self._is_over:
-            asked = self._study.ask(self._parameters.distributions)
-            point = self._parameters.point(asked.params)
-            self._tried.add(point)
-            self._tell(asked, self._trial(point) if self._can_win(point) else self._hypothesis(point))
-            if self._idle and self._idle % PATIENCE == 0:
-                self._help(point)
+        while not self._is_over():
+            proposals = [self._study.ask(self._parameters.distributions) for _ in range(self._batch)]
+            points = [self._parameters.point(asked.params) for asked in proposals]
+            if self._batch > 1:
+                new = [point for point in points if point not in self._known and self._can_win(point)]
+                self._objective.order(map(space.decode, new))
+            for number, (asked, point) in enumerate(zip(proposals, points, strict=True)):
+                if number and self._is_over():
+                    break
+                self._tried.add(point)
+                self._tell(asked, self._trial(point) if self._can_win(point) else self._hypothesis(point))
+                if self._idle and self._idle % PATIENCE == 0:
+                    self._help(point)
         if not any(trial.is_measured for trial in self._known.values()):
             self._trial(self._projection.nearest(point))
 
-    @property
     def _is_over(self) -> bool:
         is_waiting = self._idle and self._objective.is_out_of_time  # else the objective itself says when time is up
         is_exhausted = len(self._tried) >= self._parameters.size

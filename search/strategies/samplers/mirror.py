@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.errors import ConfigError, DataError
+from search.errors import ConfigError
 from search.objective import Objective
+from search.storages import explained, hidden, open_storage
 from search.strategies.samplers.quietly import experiments_allowed
 from search.trials import Trial
 
 if TYPE_CHECKING:
     import optuna
 
-PATIENCE_S = 60.0  # how long to wait for others that write to the same SQLite file
 IDENTITY = "bitplan search"  # the study attribute that says which search it holds
 
 
@@ -49,7 +48,7 @@ class Mirror:
             DataError: If the storage cannot be used.
         """
         self._storage, self._objective, self._metrics = storage, objective, tuple(metrics)
-        with self._explained():
+        with explained(self._storage, "strategy.storage"):
             self._study = _open(storage, name, self._metrics)
             held = self._study.user_attrs.get(IDENTITY)
             if held is None and not self._study.get_trials(deepcopy=False):
@@ -63,7 +62,7 @@ class Mirror:
 
     def describe(self, **facts: Any) -> None:
         """Writes facts about the search to the study, for its readers."""
-        with self._explained():
+        with explained(self._storage, "strategy.storage"):
             for key, value in facts.items():
                 self._study.set_user_attr(key, value)
 
@@ -74,7 +73,7 @@ class Mirror:
             ConfigError: If the study has another trial in its place.
             DataError: If the storage cannot be reached any more; what was measured is not lost by that.
         """
-        with self._explained():
+        with explained(self._storage, "strategy.storage"):
             there = self._study.get_trials(deepcopy=False)
             if trial.number == len(there):
                 self._study.add_trial(self._frozen(trial))
@@ -108,55 +107,16 @@ class Mirror:
             system_attrs={"constraints": list(violations.values())},  # where optuna-dashboard 0.21 looks for them
         )
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what databases and files raise into a message without a password."""
-        from optuna.exceptions import OptunaError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except (OptunaError, SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
-            reason = hidden(" ".join(str(error.__cause__ or error).split()))
-            raise DataError(
-                f"strategy.storage={hidden(self._storage)} cannot be used: {reason}; it must be the path of a journal "
-                "file, or a URL such as sqlite:///studies.db or postgresql://user@host/name"
-            ) from None  # what it hides may hold the password
-
 
 def identity(**facts: Any) -> str:
     """A short name for everything that decides the course of a search."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def hidden(text: str) -> str:
-    """A text without the passwords of the URLs in it."""
-    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", re.sub(r"(?i)((?:password|passwd|pwd)=)[^&\s]*", r"\1***", text))
-
-
-def check_storage(storage: str) -> None:
-    """Checks what can be checked of a storage without opening it.
-
-    Raises:
-        ConfigError: If it is neither a URL nor a path that a journal could have.
-    """
-    if not storage or (":" in storage and "://" not in storage and not Path(storage).parent.is_dir()):
-        raise ConfigError(
-            f"strategy.storage={hidden(storage)} is neither a path nor a URL; give the path of a journal file such as "
-            "runs/optuna.log, or a URL such as sqlite:///studies.db"
-        )
-    if "://" not in storage and Path(storage).is_dir():
-        raise ConfigError(
-            f"strategy.storage={storage} is a folder; name a journal file in it, such as {storage}/optuna.log"
-        )
-
-
 def _open(storage: str, name: str, metrics: Sequence[str]) -> optuna.Study:
     """Opens or creates a study, one process at a time where the storage is a file."""
     import optuna
     from filelock import FileLock
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.engine import make_url
 
     is_url = "://" in storage
@@ -164,13 +124,8 @@ def _open(storage: str, name: str, metrics: Sequence[str]) -> optuna.Study:
     if file and file != ":memory:":
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.opening") if file else nullcontext(), experiments_allowed():
-        if is_url:
-            waits = {"connect_args": {"timeout": PATIENCE_S}} if storage.startswith("sqlite") else {}
-            opened: Any = RDBStorage(storage, engine_kwargs=waits)
-        else:
-            opened = JournalStorage(JournalFileBackend(storage))
         study = optuna.create_study(
-            storage=opened, study_name=name, directions=["minimize"] * len(metrics), load_if_exists=True
+            storage=open_storage(storage), study_name=name, directions=["minimize"] * len(metrics), load_if_exists=True
         )
         if study.metric_names is None:
             study.set_metric_names(list(metrics))

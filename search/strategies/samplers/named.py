@@ -65,7 +65,7 @@ class Tpe(_Modelled):
             n_ei_candidates=24,
             multivariate=True,
             group=False,
-            constant_liar=False,  # proposals come one by one
+            constant_liar=self.batch > 1,  # proposals of one batch are to differ
             seed=seed,
         )
 

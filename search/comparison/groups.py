@@ -1,0 +1,174 @@
+"""What may be compared with what: runs of one task, on one device, and of one strategy in all its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.comparison.gather import Run
+from search.rundir import UNRELATED
+from search.units import COST_NAMES, quantity
+
+MOST_SETTINGS = 3
+"""Settings that the name of an arm tells before it only counts them."""
+
+VERDICTS = ("met", "undecided", "missed")
+"""From the best to the worst."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run and where it belongs.
+
+    Attributes:
+        run: The run.
+        name: The part of its path that tells it from the others.
+        group: The task; runs of one group judge the same model on the same data.
+        place: The device, and its workload where runs differ in it; costs of one place compare.
+        arm: The strategy, and its settings where runs of it differ; runs of one arm differ in nothing but the seed.
+        budget: The budget in a few words.
+        rank: 0 for the best run of its group and place by its budget, counted on from there by budget.
+        is_best: Whether it is the best of its group, place and budget.
+    """
+
+    run: Run
+    name: str
+    group: str
+    place: str
+    arm: str
+    budget: str
+    rank: int
+    is_best: bool
+
+
+def sort_runs(runs: Sequence[Run]) -> list[Entry]:
+    """Says of every run where it belongs; entries come by group, place, arm and seed."""
+    groups = _groups(runs)
+    places = _named(runs, lambda run: (groups[run.run_id], run.hardware), _of_place, lambda run: run.hardware)
+    arms = _named(
+        runs, lambda run: (groups[run.run_id], places[run.run_id], run.strategy), _of_arm, lambda run: run.strategy
+    )
+    names = _short_paths(runs)
+    together: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        together[groups[run.run_id], places[run.run_id]].append(run)
+    entries = []
+    for (group, place), members in sorted(together.items()):
+        ranked = sorted(members, key=lambda run: (budget_words(run), _merit(run)))
+        seen: set[str] = set()
+        for rank, run in enumerate(ranked):
+            budget = budget_words(run)
+            is_best = run.plan is not None and budget not in seen
+            seen.add(budget)
+            entries.append(Entry(run, names[run.run_id], group, place, arms[run.run_id], budget, rank, is_best))
+    return sorted(entries, key=lambda entry: (entry.group, entry.place, entry.arm, entry.run.seed, entry.name))
+
+
+def _merit(run: Run) -> tuple[float, ...]:
+    """Smaller is better: the verdict, then what was searched for, by the selection split, as the search itself picks.
+
+    Where that is equal, the primary cost decides, or the drop where that is what the budget limits.
+    """
+    if run.plan is None:
+        return (len(VERDICTS), math.inf, math.inf)
+    cost = run.plan.cost.get(run.primary_cost)
+    price = cost.value if cost and cost.value is not None else math.inf
+    losses = (run.plan.selection.drop, price)
+    return (VERDICTS.index(run.plan.budget.verdict), *(losses if run.drop_limit is None else losses[::-1]))
+
+
+def budget_words(run: Run) -> str:
+    """The budget in a few words, such as `size ≤ 0.14 × float`."""
+
+    def limit(name: str, value: float) -> str:
+        if name.endswith("_ratio"):
+            return f"{name.removesuffix('_ratio').replace('_', ' ')} ≤ {value:g} × {run.reference}"
+        return f"{COST_NAMES[name]} ≤ {quantity(name, value)}" if name in COST_NAMES else f"drop ≤ {value:g}"
+
+    return ", ".join(limit(name, value) for name, value in run.budget.items()) or "no limit"
+
+
+def _groups(runs: Sequence[Run]) -> dict[str, str]:
+    """The group of every run: its task, with fingerprints where runs of that name are about different things."""
+    kinds: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for run in runs:
+        kinds[run.task].add((run.model, run.data, run.metric))
+    names = {}
+    for run in runs:
+        models, datas, metrics = map(set, zip(*kinds[run.task], strict=True))
+        parts = [
+            *([f"model {run.model[:6]}"] if len(models) > 1 else []),
+            *([f"data {run.data[:6]}"] if len(datas) > 1 else []),
+            *([run.metric] if len(metrics) > 1 else []),
+        ]
+        names[run.run_id] = f"{run.task} ({', '.join(parts)})" if parts else run.task
+    return names
+
+
+def _of_place(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key.split(".")[0] in ("hardware", "workload")}
+
+
+def _of_arm(run: Run) -> dict[str, Any]:
+    """The settings that make a search what it is, beside where it runs and its seeds."""
+    elsewhere = (*UNRELATED, "task", "hardware", "workload")
+    settings: dict[str, Any] = {}
+    for key, value in run.config.items():
+        parts = key.split(".")
+        if parts[0] not in (*elsewhere, "budget") and parts[-1] != "seed":
+            settings[key.removeprefix("strategy.")] = value
+    return settings | {"budget": budget_words(run)}
+
+
+def _named(
+    runs: Sequence[Run],
+    together: Callable[[Run], Hashable],
+    settings: Callable[[Run], Mapping[str, Any]],
+    name: Callable[[Run], str],
+) -> dict[str, str]:
+    """A name for every run: a common one, with the settings in which runs that belong together differ.
+
+    A setting that differs anywhere among runs of one name is told of all of them, so that names mean the same on the
+    whole page. Runs that have nothing to draw have no say in what is told.
+    """
+    bunches: dict[Hashable, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.plan or run.growth:
+            bunches[together(run)].append(run)
+    differing: dict[str, dict[str, None]] = defaultdict(dict)
+    for bunch in bunches.values():
+        differing[name(bunch[0])] |= dict.fromkeys(_differing(settings(run) for run in bunch))
+    names: dict[str, str] = {}
+    taken: dict[str, tuple[Any, ...]] = {}
+    for run in runs:
+        keys, mine = list(differing[name(run)]), settings(run)
+        words = [str(mine[key]) if key == "budget" else f"{key}={mine.get(key)}" for key in keys]
+        if len(words) > MOST_SETTINGS:
+            words[MOST_SETTINGS:] = [f"{len(words) - MOST_SETTINGS} more"]
+        full, number = ", ".join([name(run), *words]), 1
+        values = tuple(repr(mine.get(key)) for key in keys)
+        unique = full
+        while taken.setdefault(unique, values) != values:
+            number += 1
+            unique = f"{full} ({number})"
+        names[run.run_id] = unique
+    return names
+
+
+def _differing(all_settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same everywhere."""
+    found = list(all_settings)
+    keys = dict.fromkeys(key for settings in found for key in settings)
+    return [key for key in keys if len({repr(settings.get(key)) for settings in found}) > 1]
+
+
+def _short_paths(runs: Sequence[Run]) -> dict[str, str]:
+    """As many folders of every path, from its end, as tell the runs apart."""
+    parts = {run.run_id: run.path.resolve().parts for run in runs}
+    length = 1
+    while len({each[-length:] for each in parts.values()}) < len(parts):
+        length += 1
+    return {run_id: "/".join(each[-length:]) for run_id, each in parts.items()}

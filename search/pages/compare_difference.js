@@ -1,0 +1,111 @@
+/* Difference of two plans */
+
+const differences = [...document.querySelectorAll('[data-part="difference"]')].map((section) => ({
+  section,
+  task: section.parentElement.dataset.task,
+  selects: [...section.querySelectorAll("select")],
+  result: section.querySelector("[data-result]"),
+}));
+
+/* The best plans of the first two devices, or of the first two strategies, or the two best. */
+function usualPair(some) {
+  const ranked = byRank(some);
+  for (const key of ["device", "strategy", "id"]) {
+    const first = new Map();
+    for (const run of ranked) {
+      const value = key === "id" ? run.id : run.filter[key];
+      if (!first.has(value)) first.set(value, run);
+    }
+    if (first.size > 1) return [...first.keys()].sort().slice(0, 2).map((value) => first.get(value).id);
+  }
+  return ranked.map((run) => run.id);
+}
+
+function fillDifference(difference) {
+  const its = shown.filter((run) => run.filter.task === difference.task && run.plan);
+  difference.section.hidden = its.length < 2;
+  if (its.length < 2) return;
+  const devices = [...new Set(its.map((run) => run.filter.device))];
+  const usual = usualPair(its);
+  difference.selects.forEach((select, place) => {
+    select.replaceChildren(
+      ...devices.map((device) => element("optgroup", { label: device }, ...byRank(its.filter((run) => run.filter.device === device)).map(planOption))),
+    );
+    applyChosen(select, usual[place]);
+  });
+  showDifference(difference);
+}
+
+const DIFFERENCES = [["weight_bytes", "size"], ["latency_s", "latency"], ["energy_j", "energy"], ["bit_ops", "bit operations"]];
+
+function planName(run) {
+  return `${runLabel(run)} on ${run.filter.device}`;
+}
+
+function formatPair([weight, input]) {
+  return input === null ? weight : `${weight}/${input}`;
+}
+
+function change(cost, value) {
+  return signed(value, (size) => quantity(cost, size));
+}
+
+function showDifference({ selects: [selectA, selectB], result }) {
+  const [a, b] = [selectA, selectB].map(({ value }) => runs.find((run) => run.id === value));
+  if (a.plan.network !== b.plan.network) {
+    result.replaceChildren(element("p", { role: "status" }, "These plans are about different layers, and cannot be held side by side."));
+    return;
+  }
+  const costs = DIFFERENCES.map(([cost]) => cost);
+  const found = planDifference(a.plan, b.plan, data.networks[a.plan.network], costs);
+  const changed = found.layers.filter((layer) => layer.changed).length;
+  const drop = ({ plan }) => interval(plan.drop, plan.drop_low, plan.drop_high, true);
+  const totals = [...DIFFERENCES, ["average_weight_bits", "average weight bits"]].filter(([cost]) => a.plan.totals[cost] != null && b.plan.totals[cost] != null);
+  const better = (value) => (value === 0 ? "" : value < 0 ? "better" : "worse");
+  const mark = (text, kind) => (kind ? element("span", { class: kind }, text, element("span", { class: "visually-hidden" }, ` (${kind})`)) : text);
+  const summary = numbersTable(
+    `${planName(a)} (A) against ${planName(b)} (B)`,
+    ["", "A", "B", "B − A"],
+    [
+      [`${a.metric} (report split)`, a.plan.quality.toFixed(4), b.plan.quality.toFixed(4), signed(found.quality, (size) => size.toFixed(4))],
+      ["drop from float [95% interval]", drop(a), drop(b), signed(found.drop, (size) => size.toFixed(4))],
+      ...totals.map(([cost, name]) => {
+        const value = b.plan.totals[cost] - a.plan.totals[cost];
+        const ratio = a.plan.totals[cost] ? ` (× ${significant(b.plan.totals[cost] / a.plan.totals[cost])})` : "";
+        return [name, quantity(cost, a.plan.totals[cost], 4), quantity(cost, b.plan.totals[cost], 4), mark(change(cost, value) + ratio, better(value))];
+      }),
+    ],
+  );
+  const known = DIFFERENCES.filter(([cost]) => found.layers.some((layer) => layer.differences[cost] !== null));
+  const head = element("thead", {}, element("tr", {}, ...["layer", "kind", "A", "B"].map((name) => element("th", { scope: "col", class: "text" }, name)), ...known.map(([, name]) => element("th", { scope: "col" }, name))));
+  const cells = (differencesOf) => known.map(([cost]) => element("td", { "data-value": differencesOf[cost] ?? "" }, change(cost, differencesOf[cost])));
+  const rows = found.layers.map((layer) =>
+    element(
+      "tr",
+      layer.changed ? { class: "changed" } : {},
+      element("th", { scope: "row", class: "text" }, layer.name),
+      element("td", { class: "text" }, layer.kind),
+      element("td", { class: "text code" }, formatPair(layer.a)),
+      element("td", { class: "text code" }, layer.changed ? formatPair(layer.b) : "same"),
+      ...cells(layer.differences),
+    ),
+  );
+  const foot = element(
+    "tfoot",
+    {},
+    ...[["not in layers", found.rest], ["whole network", found.whole]].map(([name, values]) =>
+      element("tr", {}, element("th", { scope: "row", class: "text", colspan: "4" }, name), ...cells(values)),
+    ),
+  );
+  const table = element("table", { class: "difference sortable" }, element("caption", {}, "Layer by layer, B − A"), head, element("tbody", {}, ...rows), foot);
+  makeSortable(table);
+  const notes = [`${changed} of ${found.layers.length} layers differ.`];
+  if (a.filter.device !== b.filter.device) notes.push("The plans are for different devices, so that latencies and energies differ by device as well as by format.");
+  notes.push("Each drop has its interval against float; that of the difference is not known.");
+  result.replaceChildren(
+    element("p", { role: "status" }, notes.join(" ")),
+    element("div", { class: "scroll" }, summary),
+    element("div", { class: "scroll tall" }, table),
+  );
+  markScrollers();
+}

@@ -1,0 +1,97 @@
+/* How searches went */
+
+const OVER = { evaluations: "evaluations", seconds: "seconds of measuring and proposing" };
+
+function stepsOf(run, over, value, before) {
+  const known = run.growth[value].map((each, place) => [run.growth[over][place], each]).filter(([, each]) => each != null);
+  return { x: known.map(([x]) => x), y: known.map(([, y]) => y), before, holds: run.ended, of: run };
+}
+
+function lossLabel(kind) {
+  return kind === "drop" ? "best drop (selection split)" : `best ${data.costs[kind].name} within the allowed drop`;
+}
+
+function growthRows(runs) {
+  const kinds = [...new Set(runs.map((run) => run.loss))].sort();
+  const losses = kinds.map((kind) => ({ title: lossLabel(kind), value: "best_loss", before: Infinity, runs: runs.filter((run) => run.loss === kind), cost: kind === "drop" ? null : kind }));
+  return [{ title: "hypervolume", value: "hypervolume", before: 0, runs, cost: null }, ...losses].filter((row) =>
+    row.runs.some((run) => run.growth[row.value].some((each) => each != null)),
+  );
+}
+
+function bandTraces(arm, band, axes, size, write) {
+  const style = armStyle(arm);
+  const usual = { type: "scatter", name: escapeHtml(arm), legendgroup: arm, showlegend: false, ...axes };
+  const traces = [];
+  const from = band.high.findIndex(Number.isFinite);
+  if (from >= 0 && band.count.some((count) => count > 1)) {
+    const edge = { ...usual, x: band.x.slice(from), mode: "lines", hoverinfo: "skip", line: { shape: "hv", width: 0, color: style.color } };
+    traces.push({ ...edge, y: band.high.slice(from).map((value) => value / size) });
+    traces.push({ ...edge, y: band.low.slice(from).map((value) => value / size), fill: "tonexty", fillcolor: withAlpha(style.color, 0.16) });
+  }
+  traces.push({
+    ...usual, x: band.x, y: band.median.map((value) => (Number.isFinite(value) ? value / size : null)),
+    mode: band.x.length === 1 ? "markers" : "lines", line: { shape: "hv", width: 2, color: style.color, dash: style.dash }, marker: { color: style.color, symbol: style.symbol },
+    hoverinfo: "text",
+    hovertext: band.x.map((x, place) => `<b>${escapeHtml(arm)}</b> at ${significant(x)}<br>median ${write(band.median[place])}<br>quartiles ${write(band.low[place])}, ${write(band.high[place])}<br>${band.count[place]} run${band.count[place] > 1 ? "s" : ""}`),
+  });
+  return traces;
+}
+
+const EARLY = 0.25; // share of a search after which figures show it whole
+
+function growthFigure(allRuns) {
+  const runs = allRuns.filter((run) => run.growth);
+  const rows = growthRows(runs);
+  if (!rows.length) return null;
+  const traces = [];
+  const layout = figureLayout(70 + 235 * rows.length, { margin: { l: 68, r: 22, t: 36, b: 48 } });
+  const table = [];
+  const named = new Set();
+  rows.forEach((row, below) => {
+    const found = Object.keys(OVER).map((over) =>
+      byArm(row.runs)
+        .map(([arm, its]) => [arm, its.map((run) => stepsOf(run, over, row.value, row.before)).filter(({ x }) => x.length)])
+        .filter(([, steps]) => steps.length)
+        .map(([arm, steps]) => [arm, quartileBand(steps)])
+    );
+    const values = found.flat().flatMap(([, band]) => [...band.median, ...band.low, ...band.high]).filter(Number.isFinite);
+    const [symbol, size] = row.cost ? unitFor(data.costs[row.cost].units, values) : ["", 1];
+    const write = (value) => (!Number.isFinite(value) ? "none yet" : row.cost ? quantity(row.cost, value) : significant(value));
+    const ends = found[0].flatMap(([, { x, low, median, high }]) =>
+      [x.findIndex((at) => at >= EARLY * x[x.length - 1]), x.length - 1].flatMap((at) => [low[at], median[at], high[at]]),
+    );
+    const range = nearRange(ends.map((value) => value / size), values.map((value) => value / size));
+    const height = 1 / rows.length;
+    const top = 1 - below * height;
+    const domain = [top - height + (rows.length > 1 ? 0.045 : 0), top - (below ? 0.045 : 0)];
+    Object.keys(OVER).forEach((over, beside) => {
+      const number = 2 * below + beside + 1;
+      const [x, y] = [`x${number > 1 ? number : ""}`, `y${number > 1 ? number : ""}`];
+      for (const [arm, band] of found[beside]) {
+        for (const trace of bandTraces(arm, band, { xaxis: x, yaxis: y }, size, write)) traces.push(trace);
+        if (!named.has(arm)) traces[traces.length - 1].showlegend = true;
+        named.add(arm);
+        const last = band.x.length - 1;
+        if (last >= 0) table.push([row.title, over, arm, significant(band.x[last]), write(band.median[last]), write(band.low[last]), write(band.high[last]), String(band.count[last])]);
+      }
+      const isLast = below === rows.length - 1;
+      layout[x.replace("x", "xaxis")] = axisStyle({
+        anchor: y, domain: beside ? [0.53, 1] : [0, 0.47], rangemode: "tozero", showgrid: false,
+        ...(isLast ? { title: { text: OVER[over] } } : {}),
+      });
+      const title = row.cost ? `${row.title}${symbol ? ` (${symbol})` : ""}` : row.title;
+      layout[y.replace("y", "yaxis")] = axisStyle({
+        anchor: x, domain, range: range ?? undefined, showticklabels: !beside,
+        ...(beside ? {} : { title: { text: title.replace(/ (\(|within)/, "<br>$1") } }),
+      });
+    });
+  });
+  return {
+    traces,
+    layout,
+    said: `${rows.map((row) => row.title).join(" and ")} over evaluations and over seconds, median and quartiles of ${named.size} ${named.size === 1 ? "strategy" : "strategies"}`,
+    columns: ["what", "over", "strategy", "at", "median", "lower quartile", "upper quartile", "runs"],
+    rows: table,
+  };
+}
