@@ -194,9 +194,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(slurm: Slurm, held: Path) ->
     before = len(slurm.jobs())
     sweep = Sweep(slurm, held, "seed=0,1,2,3", *HOLDING)
     try:
-        sweep.wait_for(
-            lambda: all(len(sweep.measured(job)) > 1 for job in range(4)), "the first measurements of all jobs"
-        )
+        sweep.wait_for(lambda: all(len(sweep.measured(job)) > 1 for job in range(4)), "the first measurements")
         begun = [sweep.measured(job) for job in range(4)]
         names = {int(job["ArrayTaskId"]): f"{job['ArrayJobId']}_{job['ArrayTaskId']}" for job in slurm.jobs()[before:]}
         slurm.call("scontrol", "requeue", names[0])
@@ -221,18 +219,14 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(slurm: Slurm, held: Path) ->
 def test_a_node_that_fails_costs_no_trial(slurm: Slurm, held: Path) -> None:
     sweep = Sweep(slurm, held, "seed=0,1", *HOLDING)
     try:
-        sweep.wait_for(
-            lambda: all(len(sweep.measured(job)) > 1 for job in (0, 1)), "the first measurements of both jobs"
-        )
+        sweep.wait_for(lambda: all(len(sweep.measured(job)) > 1 for job in (0, 1)), "the first measurements")
         begun = [sweep.measured(job) for job in (0, 1)]
         processes = [sweep.read(job, "job.json")["starts"][-1]["process"] for job in (0, 1)]
         slurm.call("scontrol", "update", f"nodename={slurm.host}", "state=DOWN", "reason=test")
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        sweep.wait_for(
-            lambda: not any(Path(f"/proc/{process}").exists() for process in processes), "the end of both jobs"
-        )
+        sweep.wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), "both jobs' end")
         (held / "hold").unlink()
         slurm.restore()
         output = sweep.end()
