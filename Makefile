@@ -14,7 +14,7 @@ test: $(READY) lint
 
 # Slurm, PostgreSQL and Chromium for real; .ci/run installs them.
 test-cluster: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -33,6 +33,9 @@ class FileError(BitplanError):
     """A file or folder that the operating system refuses to write or read, for a reason that the user can remove."""
 
 
+DAMAGED = (BitplanError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a file raises that is cut short, of another version, or not what its name says."""
+
 SPACE = "free some space there"
 ELSEWHERE = "choose another folder"
 REFUSALS = {

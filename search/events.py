@@ -340,9 +340,14 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONS}
 
 
+def usable_cores() -> int:
+    """How many cores this process may use, which a batch system may make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _machine() -> dict[str, Any]:
     return {
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
         "system": platform.platform(),

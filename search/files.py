@@ -20,6 +20,10 @@ from search.errors import BitplanError, DataError, FileError, file_error, file_e
 Read = TypeVar("Read")
 
 
+PACKAGES = str(Path(__file__).resolve().parent.parent)
+"""Where this package is, installed or a checkout: for processes that are to find it, and no search.py elsewhere."""
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, and renames it over `path` when the block ends without an error.

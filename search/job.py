@@ -171,6 +171,8 @@ class Job:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.study == "":
+            raise ConfigError("study= is empty; give the path of a journal file or the URL of a database, or null")
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers} must be at least 1: the process that searches measures, too")
 

@@ -154,8 +154,11 @@ class Merging:
         self._contents: dict[Path, Path] = {}  # by what it would become, in a dry run
         self._runs: dict[str, Standing] = {}
         for run in runs_below(into):
-            self._runs[run.info()["run_id"]] = Standing.of(run.path, run)
-        self._homes = {standing.home for standing in self._runs.values()}
+            try:
+                self._runs[run.info()["run_id"]] = Standing.of(run.path, run)
+            except (DataError, KeyError, ValueError) as error:
+                self.done.refused.append(_reason(run, error))
+        self._homes = {run.path for run in runs_below(into)}
 
     def add(self, source: Path) -> None:
         """Merges what a folder holds."""
@@ -164,8 +167,7 @@ class Merging:
             try:
                 self._add_run(run, source)
             except (DataError, KeyError, ValueError) as error:
-                why = f"{run.path}: run.json says no {error}" if isinstance(error, KeyError) else str(error)
-                self.done.refused.append(why)
+                self.done.refused.append(_reason(run, error))
         for policy in _files(source / EVALUATIONS):
             self._add_evaluation(policy, self._into / EVALUATIONS / policy.relative_to(source / EVALUATIONS))
         for table in sorted((source / TABLES).glob("[!.]*/")):
@@ -339,3 +341,7 @@ def _agree(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.nda
         return False
     both = ours[1] & theirs[1]
     return bool(np.array_equal(ours[0][both], theirs[0][both], equal_nan=True))
+
+
+def _reason(run: RunDirectory, error: Exception) -> str:
+    return f"{run.path}: run.json has no {error}" if isinstance(error, KeyError) else f"{run.path}: {error}"

@@ -13,6 +13,7 @@ from search.budget import RATIOS
 from search.errors import DataError
 from search.events import EventLog
 from search.rundir import UNRELATED, RunDirectory, flat
+from search.storages import hidden
 from search.trials import Trial, spending
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ SERIES_COSTS = ("average_weight_bits", "weight_bytes", "latency_s")
 
 HYPERVOLUMES = ("hypervolume", "primary_hypervolume")
 """Columns of history.csv by which searches are compared."""
+
+UNEXPLAINED = "its process ended without saying why"
 
 # Limits of MLflow's REST API on the length of names, parameters and tags: https://mlflow.org/docs/latest/rest-api.html
 KEY_LENGTH, PARAMETER_LENGTH, TAG_LENGTH = 250, 6000, 8000
@@ -299,10 +302,18 @@ def _outcome(run: RunDirectory, info: Mapping[str, Any], status: str) -> dict[st
     if "front_costs" in info:
         found["front_costs"] = ", ".join(info["front_costs"])
     if status in ("failed", "interrupted"):
-        events = EventLog(run.file("log.jsonl")).read() if run.file("log.jsonl").is_file() else []
-        said = [event["error"] for event in events if event["event"] == info["status"] and "error" in event]
-        found["error"] = _text(said[-1], TAG_LENGTH) if said else "its process ended without saying why"
+        found["error"] = _text(_reason(run, info["status"]), TAG_LENGTH)
     return found
+
+
+def _reason(run: RunDirectory, status: str) -> str:
+    """Why a search ended early, by the last that its log says of such an end; `status` is what run.json says."""
+    kinds = {"failed": ("failed",), "interrupted": ("interrupted", "stopped")}.get(status, ())
+    events = EventLog(run.file("log.jsonl")).read() if run.file("log.jsonl").is_file() else []
+    ends = [event for event in events if event["event"] in kinds]
+    if ends and ends[-1]["event"] == "stopped":
+        return "stopped early"
+    return str(ends[-1].get("error", UNEXPLAINED)) if ends else UNEXPLAINED
 
 
 def _source(run: RunDirectory, tags: Mapping[str, str]) -> dict[str, str]:
@@ -320,7 +331,10 @@ def _workload(plan: Mapping[str, Any]) -> str:
 
 
 def _parameters(tree: Mapping[str, Any]) -> dict[str, str]:
-    return {_key(key): _text(value, PARAMETER_LENGTH) for key, value in flat(tree).items()}
+    return {
+        _key(key): _text(hidden(value) if isinstance(value, str) else value, PARAMETER_LENGTH)
+        for key, value in flat(tree).items()
+    }
 
 
 def _known(values: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:

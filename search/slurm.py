@@ -39,6 +39,8 @@ LOOK_S = 1.0
 """How often to look for results, which are files."""
 ASK_S = 5.0
 """How often to ask Slurm's controller, which serves everyone."""
+ANSWER_S = 10.0
+"""How long it may take to answer; results are not looked for meanwhile."""
 GRACE_S = 20.0
 """How long a job that Slurm calls over may take to show its result, on a shared file system, or to be queued again."""
 
@@ -167,7 +169,10 @@ def states_of(array: str) -> dict[str, str] | None:
     Jobs that ended are there for some minutes (`MinJobAge`), afterwards they are missing.
     """
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", "--format=%i|%T"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
     if done.returncode:
         return {} if "Invalid job id" in done.stderr else None
     rows = (line.strip().partition("|") for line in done.stdout.splitlines())

@@ -10,18 +10,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 from types import FrameType
-from typing import TypeVar
 
 GRACE_S = 10.0
 """Seconds after which a search that was asked to stop measures no more than its plan needs: Slurm kills after 30."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-Item = TypeVar("Item")
 
 
 class StoppedError(Exception):
@@ -74,16 +71,6 @@ class Stop:
         """
         if self.is_asked:
             raise StoppedError("the search was stopped before anything was measured")
-
-    def between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields the items, with a boundary before each.
-
-        Raises:
-            StoppedError: If the search is to stop.
-        """
-        for item in items:
-            self.check()
-            yield item
 
 
 @contextmanager

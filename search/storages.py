@@ -64,7 +64,7 @@ def explained(storage: str, setting: str) -> Iterator[None]:
         reason = hidden(" ".join(str(error.__cause__ or error).split()))
         raise DataError(
             f"{setting}={hidden(storage)} cannot be used: {reason}; it must be the path of a journal "
-            "file, or a URL such as sqlite:///studies.db or postgresql://user@host/name"
+            "file, or a URL such as postgresql://user@host/name"
         ) from None  # what it hides may hold the password
 
 

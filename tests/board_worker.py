@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
-from search.workers.board import Outcome
+from search.workers.board import Board, Outcome
 from search.workers.opening import open_board
 
 BEAT_S = 0.2
 
 
+def board_at(where: str) -> Board:
+    return open_board(Path(where) if Path(where).is_dir() else where)
+
+
 def main(where: str, name: str, holds: bool) -> None:
-    board = open_board(where)
+    board = board_at(where)
     beaten = 0.0
     while not board.is_open:
         time.sleep(0.02)

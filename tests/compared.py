@@ -149,18 +149,19 @@ def failed(path: Path, error: str = "InfeasibleError: the budget cannot be met",
     run = write_run(path, status="failed", **about)
     log = EventLog(run.file("log.jsonl"))
     log.write("started", run_id="x")
-    log.write("failed", error=error)
+    log.write("failed", error=error, kind=error.partition(":")[0])
     return run
 
 
-def running(path: Path, **about: Any) -> RunDirectory:
+def unfinished(path: Path, **about: Any) -> RunDirectory:
+    """A search that says that it runs, and does not: as one that was killed leaves it."""
     run = write_run(path, **about)
     measure(run, MEASURED)
     return run
 
 
 def sweep(folder: Path) -> list[RunDirectory]:
-    """Two tasks, two devices, two strategies and seeds; one run failed, and one is on its way."""
+    """Two tasks, two devices, two strategies and seeds; one run failed, and one was killed."""
     runs, number = [], 0
     for task in ("digits", "text"):
         for hardware in ("storage", "zen5"):
@@ -184,5 +185,5 @@ def sweep(folder: Path) -> list[RunDirectory]:
                     )
                     number += 1
     runs.append(failed(folder / str(number), task="digits", hardware="zen5", strategy="tpe", seed=0))
-    runs.append(running(folder / str(number + 1), task="digits", hardware="zen5", strategy="tpe", seed=1))
+    runs.append(unfinished(folder / str(number + 1), task="digits", hardware="zen5", strategy="tpe", seed=1))
     return runs

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from rundirs import POLICIES, finish, make_plan, start
-from stores import make_root, plain_environment
+from stores import make_root, plain_environment, runs_of
 
 from search.budget import Budget
 from search.cli import main
@@ -152,6 +152,15 @@ def test_it_is_one_search(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--task", "digit"], "no plan for task digit (did you mean 'digits'?); there are plans for digits"),
         (["--hardware", "zen4"], "on hardware zen4 (did you mean 'zen5'?); there are plans for npu, zen5"),
         (["--budget", "size_ratio=0.01"], "none of the 4 plans for digits on zen5 keeps the budget; the least that"),
+        (
+            ["--winners", "--budget", "size_ratio=0.12"],  # plans of 40 and 48 bytes keep it
+            f"none of the 2 winners for digits on zen5 keeps the budget; the least that any of them has: size_ratio "
+            f"{60 / 480:g}",
+        ),
+        (
+            ["--hardware", "npu", "--metric", "latency_s"],
+            "latency_s is known of no plan that was found; known are drop,",
+        ),
         (["--budget", "energy_j=1"], "the least that any of them has: energy_j unknown"),
         (["--budget", "siz_ratio=1"], "budget.siz_ratio is no setting (did you mean 'size_ratio'?)"),
         (["--budget", "size_ratio=much"], "--budget size_ratio=much must be KEY=NUMBER"),
@@ -218,11 +227,19 @@ def test_the_winners_plan_is_written_with_its_tensors(
 
 
 def test_a_plan_without_files_says_how_to_get_them(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how = f"bitplan resolve {real}/run budget.weight_bytes=60 --measure 1"
+    [front] = [run.info.run_id for run in runs_of(real) if run.data.tags["role"] == "front"]
+    where = f"its policy is in policy.json of MLflow's run {front} and {real}/run/front.csv"
     assert best(real) == 0
-    assert how in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"only winners are files; {where}; for a plan that is a file, add --winners\n" in output
+    assert "bitplan resolve" not in output  # which needs what a search scored
+    (real / "run" / "sensitivity.npz").touch()
     assert best(real, "--out", "plan.json") == 2
-    assert f"write the best at its cost with `{how}`, or add --winners" in capsys.readouterr().err
+    how = f"solved anew: bitplan resolve {real}/run budget.weight_bytes=60 --measure 1"
+    assert (
+        f"{where}; for a plan that is a file, add --winners; another plan of that size, {how}"
+        in capsys.readouterr().err
+    )
     assert best(real, "--winners") == 0
     assert f"plan: {real}/run/plan.json" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from board_worker import board_at
 from conformance import ABOUT, WORKS, BoardContract, drained, eventually, found
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -129,7 +130,7 @@ def all_finished(board: Board, works: list[Work]) -> Callable[[], bool]:
 
 
 def test_many_processes_do_everything_once(where: str, crowd: Crowd) -> None:
-    board = open_board(where)
+    board = board_at(where)
     works = squares(500 if Path(where).is_dir() else 60 if Path(where).suffix else 200)
     board.open({"about": "squares"})
     names = [f"w{i}" for i in range(6 if Path(where).is_dir() else 3)]
@@ -150,7 +151,7 @@ def test_many_processes_do_everything_once(where: str, crowd: Crowd) -> None:
 
 
 def test_a_killed_workers_claim_is_done_by_others(where: str, crowd: Crowd) -> None:
-    board = open_board(where)
+    board = board_at(where)
     works = squares(5)
     board.open({"about": "squares"})
     board.post(works)
@@ -170,9 +171,9 @@ def test_a_killed_workers_claim_is_done_by_others(where: str, crowd: Crowd) -> N
 
 def test_boards_need_no_torch() -> None:
     code = """
-import sys, tempfile
+import pathlib, sys, tempfile
 from search.workers.opening import open_board
-board = open_board(tempfile.mkdtemp())
+board = open_board(pathlib.Path(tempfile.mkdtemp()))
 board.open({})
 assert not {"torch", "optuna", "sqlalchemy", "pandas"} & set(sys.modules), "a folder needs nothing"
 board = open_board(tempfile.mkdtemp() + "/journal.log")
@@ -492,16 +493,17 @@ class TestStudies:
         assert len(study.trials_dataframe()) == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("run", FolderBoard), ("not.there", FolderBoard), ("there", StudyBoard), ("new.log", StudyBoard)],
-)
-def test_the_place_says_which_board(name: str, kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "not.there", "there", "new.log"])
+def test_the_place_says_which_board(name: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "there").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    assert isinstance(open_board(tmp_path / name), kind)
-    assert isinstance(open_board(f"{tmp_path / name}"), kind)
+    assert isinstance(open_board(tmp_path / name), FolderBoard)
+    if name in ("there", "new.log"):
+        assert isinstance(open_board(f"{tmp_path / name}"), StudyBoard)
+    else:
+        with pytest.raises(ConfigError, match="is no URL and no journal file"):
+            open_board(f"{tmp_path / name}")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -532,7 +534,7 @@ class TestServer:
     def test_it_may_be_restarted_in_the_middle(
         self, mode: str, server: PostgresServer, where: str, crowd: Crowd
     ) -> None:
-        board = open_board(where)
+        board = board_at(where)
         works = squares(150)
         board.open({"about": "squares"})
         board.post(works)
@@ -578,7 +580,7 @@ class TestServer:
     def test_many_open_an_empty_database_at_once(self, where: str, crowd: Crowd) -> None:
         for number in range(5):
             crowd.join(f"w{number}")
-        board = open_board(where)
+        board = board_at(where)
         board.open({"about": "squares"})
         board.post(squares(10))
         eventually(all_finished(board, squares(10)))

@@ -21,7 +21,7 @@ from search.comparison.page import page_values, run_notes, write_comparison
 from search.errors import BitplanError
 from search.events import EventLog
 from search.rundir import RunDirectory, find_runs
-from tests.compared import FLOAT, failed, finished, running, sweep, write_run
+from tests.compared import FLOAT, failed, finished, sweep, unfinished, write_run
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_intervals_of_the_front_are_the_float_quality_less_the_drop(tmp_path: Pa
 
 
 def test_an_unfinished_run_tells_how_far_it_came(tmp_path: Path) -> None:
-    run = read_run(running(tmp_path / "run"))
+    run = read_run(unfinished(tmp_path / "run"))
     assert run.evaluations == 1 + 0.5 + 1 + 1  # the infeasible policy of tests.rundirs spends nothing
     assert run.plan is None
     assert run.growth is None
@@ -54,10 +54,43 @@ def test_an_unfinished_run_tells_how_far_it_came(tmp_path: Path) -> None:
 
 def test_the_reason_is_the_last_error_of_the_log(tmp_path: Path) -> None:
     directory = failed(tmp_path / "run", "ConfigError: first")
-    EventLog(directory.file("log.jsonl")).write("failed", error="MemoryError: second")
-    assert read_run(directory).reason == "MemoryError: second"
+    EventLog(directory.file("log.jsonl")).write("failed", error="MemoryError: second", kind="MemoryError")
+    assert read_run(directory).reason == "second"
     directory.update(status="running")
+    directory.claim()
     assert read_run(directory).reason == "", "it was started again"
+    directory.release()
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "kind", "reason"),
+    [
+        ("failed", "InfeasibleError: budget: too small", "InfeasibleError", "budget: too small"),
+        ("failed", "budget: too small", "InfeasibleError", "budget: too small"),
+        ("failed", "MemoryError: ", "MemoryError", "MemoryError"),
+        ("interrupted", "KeyboardInterrupt: ", "KeyboardInterrupt", ""),
+    ],
+)
+def test_a_reason_is_in_words_without_the_name_of_a_class(
+    tmp_path: Path, event: str, error: str, kind: str, reason: str
+) -> None:
+    directory = write_run(tmp_path / "run", status=event)
+    EventLog(directory.file("log.jsonl")).write(event, error=error, kind=kind)
+    entry = sort_runs([read_run(directory)])[0]
+    assert entry.run.reason == reason
+    assert page_values([entry], (), 0, tmp_path)["rows"][0][-1] == event
+
+
+def test_a_run_that_says_it_runs_was_killed_where_nobody_is_at_work(tmp_path: Path) -> None:
+    directory = unfinished(tmp_path / "run")
+    directory.claim()
+    alive = sort_runs([read_run(directory)])[0]
+    assert (alive.run.status, run_notes(alive)) == ("running", ["run is still running"])
+    shutil.copytree(directory.path, tmp_path / "a copy")
+    assert [run.status for run in gather(find_runs([tmp_path])).runs] == ["running"], "nobody is at work in the copy"
+    directory.release()
+    killed = sort_runs([read_run(directory)])[0]
+    assert (killed.run.status, run_notes(killed)) == ("interrupted", ["run was interrupted: it was killed"])
 
 
 @pytest.mark.parametrize("name", ["plan.json", "history.csv", "front.csv", "layers.json"])
@@ -123,6 +156,15 @@ def test_arms_that_differ_in_many_settings_have_different_names(tmp_path: Path) 
     names = arms(*runs)
     assert len(set(names)) == 3
     assert names[0] == "tpe, quantizer.a=0, quantizer.b=0, quantizer.c=0, 2 more"
+
+
+def test_settings_that_not_all_runs_have_part_no_arms(tmp_path: Path) -> None:
+    new = [{"strategy": {"batch": 1, "study": None}}, {"strategy": {"batch": 1}}, {}]
+    runs = [finished(tmp_path / str(i), strategy="tpe", config=config) for i, config in enumerate(new)]
+    assert arms(*(run for run in runs)) == ["tpe"] * 3
+    other = finished(tmp_path / "other", strategy="tpe", config={"strategy": {"batch": 8, "study": "mine"}})
+    names = arms(*runs, other)
+    assert names == ["tpe, batch=1", "tpe, batch=1", "tpe", "tpe, batch=8, study=mine"], "what is not set has no name"
 
 
 def test_a_run_without_results_does_not_lengthen_names(tmp_path: Path) -> None:
@@ -274,7 +316,7 @@ def test_the_data_of_the_page_is_json_whatever_names_are(page: Path) -> None:
     assert (odd["filter"]["task"], odd["filter"]["strategy"]) == ('</script><b>"&', "<i>solver")
     assert "<i>solver" not in text, "names are escaped wherever they are written"
     assert [run["reason"] for run in data["runs"] if run["filter"]["status"] == "failed"] == [
-        "InfeasibleError: the budget cannot be met"
+        "the budget cannot be met"
     ]
     assert sum(map(len, data["networks"][0].values())) == 3 * 2, "one network for all plans"
 
@@ -328,15 +370,15 @@ def test_the_command_writes_beside_the_runs_and_prints_the_best(
         ("digits", "zen5", "solver", "1"),
         ("text", "zen5", "solver", "1"),
     ]
-    assert "Mind: 10 failed: InfeasibleError: the budget cannot be met" in said
-    assert "Mind: 11 is not finished: it runs, or was killed" in said
+    assert "Mind: 10 failed: the budget cannot be met" in said
+    assert "Mind: 11 was interrupted: it was killed" in said
 
 
 def test_one_run_and_runs_without_plans_have_pages(tmp_path: Path) -> None:
     one = write_comparison([finished(tmp_path / "one")])
     assert one.page == tmp_path / "compare.html"
     assert one.notes == ()
-    none = write_comparison([failed(tmp_path / "none" / "a"), running(tmp_path / "none" / "b")])
+    none = write_comparison([failed(tmp_path / "none" / "a"), unfinished(tmp_path / "none" / "b")])
     assert len(none.notes) == 2
     assert none.page == tmp_path / "none" / "compare.html"
     assert 'id="cost"' in none.page.read_text(encoding="utf-8")

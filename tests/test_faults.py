@@ -276,7 +276,7 @@ def ordinary_user() -> Iterator[None]:
 def test_a_missing_permission_is_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    for folder in (run, *tmp_path.parents[:2], tmp_path):
+    for folder in (run, *tmp_path.parents[:3], tmp_path):
         folder.chmod(0o555 if folder == run else 0o755)
     with (
         ordinary_user(),

@@ -177,7 +177,7 @@ def test_the_first_signal_asks_and_ctrl_c_after_it_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(StoppedError):
-            list(stop.between([1]))
+            stop.check()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     (line,) = said
     assert line.startswith("SIGTERM: stopping after the trial at hand")

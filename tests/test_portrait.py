@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rundirs import HISTORY, MEASURED, POLICIES, finish, measure, start
 
+from search.events import EventLog
 from search.portrait import (
     Point,
     best_points,
@@ -114,6 +115,19 @@ def test_a_chart_needs_the_corners_of_a_series_only(values: list[int], with_last
     if with_last and values:  # a line through what is left is the line through all
         line = np.interp(range(len(values)), kept, [point.value for point in found])
         assert line.tolist() == values
+
+
+def test_a_search_that_was_stopped_says_so_until_it_goes_on(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    log = EventLog(run.file("log.jsonl"))
+    log.write("interrupted", error="KeyboardInterrupt: an earlier attempt")
+    log.write("stopped", seconds=1.0)
+    run.update(status="interrupted")
+    assert portray(run).tags["error"] == "stopped early"
+    run.update(status="running")  # and nobody works on it
+    assert portray(run).tags["error"] == "its process ended without saying why"
+    run.update(status="finished")
+    assert "error" not in portray(run).tags
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,10 @@ def test_a_run_synced_as_it_grows_ends_like_one_synced_once(tmp_path: Path, root
     run.update(status="interrupted")
     sync(run, SETTINGS, root)
     assert shown(root)[0][2][0] == "KILLED"
+    assert "error" in shown(root)[0][3]
     run.update(status="running")
     sync(run, SETTINGS, root)
+    assert "error" not in shown(root)[0][3]
     assert shown(root)[0][2][0] == "RUNNING"
     measure(run, MEASURED[2:])
     finish(run)
@@ -193,8 +195,6 @@ def test_a_run_synced_as_it_grows_ends_like_one_synced_once(tmp_path: Path, root
     other = make_root(tmp_path / "other")
     sync(run, SETTINGS, other)
     grown, once = shown(root), shown(other)
-    assert "error" in grown[0][3]
-    del grown[0][3]["error"]  # it was interrupted on its way
     assert grown == once
     assert models_shown(root) == models_shown(other)
 
@@ -280,6 +280,24 @@ def test_a_plan_that_left_the_front_is_deleted_and_the_users_own_runs_stay(root:
     sync(finished, SETTINGS, root)
     assert {run.info.run_name for run in runs_of(root)} == {parent.info.run_name, "winner, trial 3, 4.50 bits", "mine"}
     assert [model.tags["trial"] for model in models_of(root)] == ["3"]
+
+
+def test_a_search_that_goes_on_after_it_was_stopped_leads_to_the_plan_it_ends_with(
+    root: Path, finished: RunDirectory
+) -> None:
+    finished.update(status="interrupted")
+    write_front(finished, [("winner", MEASURED[0]), ("front", MEASURED[3])])
+    sync(finished, SETTINGS, root)
+    assert [model[3] for model in models_shown(root)] == [["winner, trial 0, 4.50 bits"], ["trial 3, 4.50 bits"]]
+    finished.update(status="finished")
+    write_front(finished, [("front", MEASURED[0]), ("winner", MEASURED[3])])
+    sync(finished, SETTINGS, root)
+    front, winner = models_shown(root)
+    assert (front[3], front[6]) == (["trial 0, 4.50 bits"], ["policy.json"])
+    assert (winner[3], winner[6]) == ([NAME, "winner, trial 3, 4.50 bits"], ["plan.json", "plan.safetensors"])
+    parent = next(run for run in runs_of(root) if run.data.tags["role"] == "search")
+    outputs = [output.model_id for output in client_of(root).get_run(parent.info.run_id).outputs.model_outputs]
+    assert outputs == [model.model_id for model in models_of(root) if model.tags["role"] == "winner"]
 
 
 def test_a_run_created_twice_is_left_once(root: Path, finished: RunDirectory) -> None:
@@ -406,16 +424,25 @@ def test_a_folder_of_copied_runs_is_synced_at_once(
         f"Synced {tmp_path}/brought/{name} to {store}" for name in ("first", "second")
     ]
     assert len(shown(root)) == 4
-    assert runs_of(root)[0].info.artifact_uri.startswith(f"file://{tmp_path}/brought/mlartifacts")
+    assert runs_of(root)[0].info.artifact_uri.startswith(f"file://{root}/mlartifacts")
 
 
 def test_a_damaged_run_does_not_keep_others_from_being_synced(
     root: Path, finished: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = start(root / "second", run_id="b" * 32)
+    damages = {"empty": ("front.csv", ""), "cut": ("run.json", '{"status"'), "other": ("run.json", "{}")}
+    damages["bare"] = ("plan.json", json.dumps(json.loads(finished.file("plan.json").read_text()) | {"layers": [{}]}))
+    for name, (file, text) in damages.items():
+        (Path(shutil.copytree(finished.path, root / name)) / file).write_text(text)
     finished.file("trials.jsonl").write_text("no trial\n")
     assert main(["sync", str(root)]) == 2
-    assert "first/trials.jsonl, line 1 is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "first/trials.jsonl, line 1 is damaged" in said
+    assert "cut/run.json, line 1 is damaged" in said
+    assert f"{root}/empty: No columns to parse from file" in said
+    assert f"{root}/other: a file of it has no 'config'" in said
+    assert f"{root}/bare: a file of it has no 'name'" in said
     assert [run.data.tags["bitplan.run_dir"] for run in runs_of(root)] == [str(other.path)]
 
 

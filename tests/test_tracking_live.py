@@ -112,6 +112,26 @@ def test_what_is_new_is_written_as_it_comes(root: Path, run: RunDirectory, monke
     assert "report.html" in parent[6]
 
 
+def test_the_last_update_writes_the_files_that_changed_since(
+    root: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    sent: list[str] = []
+    real = MlflowClient.log_artifact
+
+    def log_artifact(client: Any, run_id: str, path: str, folder: str | None = None) -> None:
+        sent.append(Path(path).name)
+        real(client, run_id, path, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
+    measure(run, MEASURED)
+    deeds = [lambda: finish(run), lambda: run.file("report.html").write_text("drawn meanwhile"), lambda: None]
+    assert follow(run, root, *deeds) is None
+    assert sent.count("report.html") == 2
+    assert sent.count("plan.json") == sent.count("trials.jsonl") == sent.count("front.json") == 1
+
+
 def test_a_requeued_run_goes_on_where_it_was(root: Path, run: RunDirectory) -> None:
     def fail() -> None:
         run.update(status="failed", finished=1_700_000_010.0)

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     elif best.is_winner:
         said.append(f"plan: {best.plan_file or f'in MLflow, {best.artifacts}; fetch it with --out plan.json'}")
     else:
-        said.append(f"only winners are files; write the best plan at its cost with: {best.realization}")
+        said.append(f"only winners are files; {best.substitutes}")
     console.print("\n".join(said), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Rebuilds the MLflow runs of run directories; one that is damaged does not keep the others from it."""
-    from search.errors import DataError
+    from search.errors import DAMAGED, DataError, one_line
     from search.rundir import RunDirectory, find_runs
     from search.tracking.mirror import sync
     from search.tracking.settings import TrackingSettings
+    from search.tracking.store import TrackingError
 
     def rebuild(run: RunDirectory) -> str:
         info = run.info()
@@ -37,7 +37,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     for run in find_runs(arguments.run):
         try:
             console.print(f"Synced {run.path} to {rebuild(run)}", highlight=False, soft_wrap=True)
-        except (DataError, json.JSONDecodeError) as error:
-            damaged.append(f"{run.path}: {error}")
+        except TrackingError:
+            raise  # the others would not get there either
+        except DAMAGED as error:
+            said = f"a file of it has no {error}" if isinstance(error, KeyError) else one_line(error)
+            damaged.append(f"{run.path}: {said or type(error).__name__}")
     if damaged:
         raise DataError(f"not synced: {'; '.join(damaged)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from search.workers.worker import Worker
 
     folder = arguments.run
+    if not 0 < arguments.patience < math.inf:
+        raise ConfigError(f"--patience {arguments.patience:g} must be a number of seconds above 0")
     if folder is None and not arguments.study:
         raise ConfigError("name the search: bitplan worker RUN_DIR, or bitplan worker --study URL")
     if folder and not (folder / "run.json").is_file() and arguments.leave_with is None:

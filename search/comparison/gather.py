@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from search.errors import BitplanError, DataError, one_line
+from search.errors import DAMAGED, DataError, one_line
 from search.events import EventLog
 from search.figures.style import layer_kind
 from search.plan import Plan
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-DAMAGED = (BitplanError, OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a file raises that is cut short, of another version, or not what its name says."""
+KILLED = "it was killed"
+"""Why a run ended of which nobody could write that it did."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Run:
         budget: The limits as they were given.
         reference: What ratios of the budget refer to.
         config: Every setting by its dotted key; empty where the search was called without a configuration.
-        status: `running`, `finished`, `failed` or `interrupted`.
-        reason: Why it failed or was interrupted; empty otherwise.
+        status: `running`, `finished`, `failed` or `interrupted`; the last, too, where it was killed.
+        reason: Why it failed or was interrupted; empty otherwise, and where nothing is known.
         evaluations: Evaluations spent so far; None where the run does not say.
         seconds: How long the search took; None while it is not finished.
         limits: The budget's limits on costs in SI units; empty until the search is finished.
@@ -155,10 +155,12 @@ class Gathered:
 
 
 def gather(directories: Iterable[RunDirectory]) -> Gathered:
-    """Reads runs; of copies of one run the first that has a report, else the first."""
+    """Reads runs; of copies of one run the first that has a report, else the one at work, else the first."""
     runs: dict[str, Run] = {}
     copies, notes = 0, []
-    for directory in sorted(directories, key=lambda each: not each.file("report.html").is_file()):
+    for directory in sorted(
+        directories, key=lambda each: (not each.file("report.html").is_file(), not each.is_claimed)
+    ):
         try:
             run = read_run(directory)
         except DAMAGED as error:
@@ -185,8 +187,11 @@ def read_run(directory: RunDirectory) -> Run:
             problems.append(f"{file} cannot be read ({_in_words(error)})")
             return otherwise
 
-    status = str(about["status"])
-    ended_badly = status in ("failed", "interrupted")
+    status, reason = str(about["status"]), ""
+    if status in ("failed", "interrupted"):
+        reason = attempt("log.jsonl", lambda: _reason(directory), "")
+    elif status == "running" and not directory.is_claimed:
+        status, reason = "interrupted", KILLED
     return Run(
         path=directory.path,
         run_id=str(about["run_id"]),
@@ -202,7 +207,7 @@ def read_run(directory: RunDirectory) -> Run:
         reference=str(about["budget_reference"]),
         config=flat(about.get("config") or {}),
         status=status,
-        reason=attempt("log.jsonl", lambda: _reason(directory), "") if ended_badly else "",
+        reason=reason,
         evaluations=_evaluations(directory, about, attempt),
         seconds=about.get("seconds"),
         limits=dict(about.get("limits") or {}),
@@ -234,8 +239,12 @@ def _evaluations(
 
 def _reason(directory: RunDirectory) -> str:
     """The last error that the run's log tells of."""
-    errors = [row["error"] for row in EventLog(directory.file("log.jsonl")).read() if row.get("error")]
-    return str(errors[-1]) if errors else ""
+    errors = [row for row in EventLog(directory.file("log.jsonl")).read() if row.get("error")]
+    if not errors:
+        return ""
+    error, kind = str(errors[-1]["error"]), errors[-1].get("kind")
+    words = error.removeprefix(f"{kind}:").strip()
+    return words or (str(kind) if errors[-1]["event"] == "failed" else "")
 
 
 def _plan(path: Path) -> Plan:

@@ -131,8 +131,8 @@ def _named(
 ) -> dict[str, str]:
     """A name for every run: a common one, with the settings in which runs that belong together differ.
 
-    A setting that differs anywhere among runs of one name is told of all of them, so that names mean the same on the
-    whole page. Runs that have nothing to draw have no say in what is told.
+    A setting that differs anywhere among runs of one name is told of all of them in which it is set, so that names mean
+    the same on the whole page. Runs that have nothing to draw have no say in what is told.
     """
     bunches: dict[Hashable, list[Run]] = defaultdict(list)
     for run in runs:
@@ -145,7 +145,8 @@ def _named(
     taken: dict[str, tuple[Any, ...]] = {}
     for run in runs:
         keys, mine = list(differing[name(run)]), settings(run)
-        words = [str(mine[key]) if key == "budget" else f"{key}={mine.get(key)}" for key in keys]
+        told = [key for key in keys if mine.get(key) is not None]
+        words = [str(mine[key]) if key == "budget" else f"{key}={mine[key]}" for key in told]
         if len(words) > MOST_SETTINGS:
             words[MOST_SETTINGS:] = [f"{len(words) - MOST_SETTINGS} more"]
         full, number = ", ".join([name(run), *words]), 1
@@ -159,10 +160,10 @@ def _named(
 
 
 def _differing(all_settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The settings that are not the same everywhere."""
+    """The settings that are not the same in all that have them: versions of bitplan, too, differ in what they know."""
     found = list(all_settings)
     keys = dict.fromkeys(key for settings in found for key in settings)
-    return [key for key in keys if len({repr(settings.get(key)) for settings in found}) > 1]
+    return [key for key in keys if len({repr(settings[key]) for settings in found if key in settings}) > 1]
 
 
 def _short_paths(runs: Sequence[Run]) -> dict[str, str]:

@@ -76,7 +76,7 @@ def run_notes(entry: Entry) -> list[str]:
     """What a reader must know of a run that is not whole."""
     run, notes = entry.run, []
     if run.status != "finished":
-        what = {"running": "is not finished: it runs, or was killed"}.get(run.status, run.status)
+        what = {"running": "is still running", "interrupted": "was interrupted"}.get(run.status, run.status)
         because = f": {run.reason}" if run.reason else ""
         plan = "; the plan shown is that of an earlier search there" if run.plan else ""
         notes.append(f"{entry.name} {what}{because}{plan}")
@@ -191,7 +191,7 @@ def _row(entry: Entry, folder: Path) -> list[Any]:
         NONE if evaluations is None else (f"{evaluations:g}", evaluations),
         NONE if seconds is None else (significant(seconds), seconds),
         NONE if volume is None else (f"{volume:.4f}", volume),
-        ": ".join([run.status, *run.reason.split(":")[:1]]) if run.reason else run.status,
+        run.status,
     ]
 
 

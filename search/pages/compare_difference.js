@@ -7,18 +7,19 @@ const differences = [...document.querySelectorAll('[data-part="difference"]')].m
   result: section.querySelector("[data-result]"),
 }));
 
-/* The best plans of the first two devices, or of the first two strategies, or the two best. */
+/* The best run of the first device, and that of another device with another plan; else of another strategy, or seed. */
 function usualPair(some) {
-  const ranked = byRank(some);
-  for (const key of ["device", "strategy", "id"]) {
-    const first = new Map();
-    for (const run of ranked) {
-      const value = key === "id" ? run.id : run.filter[key];
-      if (!first.has(value)) first.set(value, run);
-    }
-    if (first.size > 1) return [...first.keys()].sort().slice(0, 2).map((value) => first.get(value).id);
+  const firstDevice = some.map((run) => run.filter.device).sort()[0];
+  const ranked = byRank(some).sort((one, other) => (other.filter.device === firstDevice) - (one.filter.device === firstDevice));
+  const [best, ...others] = ranked;
+  const isOther = (run) => run.plan.digest !== best.plan.digest;
+  for (const key of ["device", "strategy", "seed"]) {
+    const firsts = new Map();
+    for (const run of others) if (run.filter[key] !== best.filter[key] && !firsts.has(run.filter[key])) firsts.set(run.filter[key], run);
+    const partner = [...firsts.keys()].sort().map((value) => firsts.get(value)).find(isOther);
+    if (partner) return [best.id, partner.id];
   }
-  return ranked.map((run) => run.id);
+  return [best.id, (others.find(isOther) ?? others[0]).id];
 }
 
 function fillDifference(difference) {
@@ -65,7 +66,7 @@ function showDifference({ selects: [selectA, selectB], result }) {
   const mark = (text, kind) => (kind ? element("span", { class: kind }, text, element("span", { class: "visually-hidden" }, ` (${kind})`)) : text);
   const summary = numbersTable(
     `${planName(a)} (A) against ${planName(b)} (B)`,
-    ["", "A", "B", "B − A"],
+    [element("span", { class: "visually-hidden" }, "cost"), "A", "B", "B − A"],
     [
       [`${a.metric} (report split)`, a.plan.quality.toFixed(4), b.plan.quality.toFixed(4), signed(found.quality, (size) => size.toFixed(4))],
       ["drop from float [95% interval]", drop(a), drop(b), signed(found.drop, (size) => size.toFixed(4))],

@@ -1,6 +1,7 @@
 /* How searches went */
 
-const OVER = { evaluations: "evaluations", seconds: "seconds of measuring and proposing" };
+const OVER = { evaluations: "evaluations", seconds: "seconds" };
+const narrow = matchMedia("(max-width: 599.98px)"); // where two figures find no room side by side
 
 function stepsOf(run, over, value, before) {
   const known = run.growth[value].map((each, place) => [run.growth[over][place], each]).filter(([, each]) => each != null);
@@ -45,11 +46,17 @@ function growthFigure(allRuns) {
   const rows = growthRows(runs);
   if (!rows.length) return null;
   const traces = [];
-  const layout = figureLayout(70 + 235 * rows.length, { margin: { l: 68, r: 22, t: 36, b: 48 } });
+  const overs = Object.keys(OVER);
+  const isStacked = narrow.matches && !document.documentElement.classList.contains("printing");
+  const lines = rows.length * (isStacked ? overs.length : 1);
+  const margin = { l: 84, r: 22, t: 36, b: 48 };
+  const layout = figureLayout(70 + 235 * lines, { margin });
+  const gap = (isStacked ? 76 : 40) / (layout.height - margin.t - margin.b);
+  const height = (1 - gap * (lines - 1)) / lines;
   const table = [];
   const named = new Set();
   rows.forEach((row, below) => {
-    const found = Object.keys(OVER).map((over) =>
+    const found = overs.map((over) =>
       byArm(row.runs)
         .map(([arm, its]) => [arm, its.map((run) => stepsOf(run, over, row.value, row.before)).filter(({ x }) => x.length)])
         .filter(([, steps]) => steps.length)
@@ -62,10 +69,7 @@ function growthFigure(allRuns) {
       [x.findIndex((at) => at >= EARLY * x[x.length - 1]), x.length - 1].flatMap((at) => [low[at], median[at], high[at]]),
     );
     const range = nearRange(ends.map((value) => value / size), values.map((value) => value / size));
-    const height = 1 / rows.length;
-    const top = 1 - below * height;
-    const domain = [top - height + (rows.length > 1 ? 0.045 : 0), top - (below ? 0.045 : 0)];
-    Object.keys(OVER).forEach((over, beside) => {
+    overs.forEach((over, beside) => {
       const number = 2 * below + beside + 1;
       const [x, y] = [`x${number > 1 ? number : ""}`, `y${number > 1 ? number : ""}`];
       for (const [arm, band] of found[beside]) {
@@ -75,15 +79,17 @@ function growthFigure(allRuns) {
         const last = band.x.length - 1;
         if (last >= 0) table.push([row.title, over, arm, significant(band.x[last]), write(band.median[last]), write(band.low[last]), write(band.high[last]), String(band.count[last])]);
       }
-      const isLast = below === rows.length - 1;
+      const line = isStacked ? overs.length * below + beside : below;
+      const top = 1 - line * (height + gap);
+      const across = isStacked ? [0, 1] : beside ? [0.53, 1] : [0, 0.47];
       layout[x.replace("x", "xaxis")] = axisStyle({
-        anchor: y, domain: beside ? [0.53, 1] : [0, 0.47], rangemode: "tozero", showgrid: false,
-        ...(isLast ? { title: { text: OVER[over] } } : {}),
+        anchor: y, domain: across, rangemode: "tozero", showgrid: false,
+        ...(isStacked || line === lines - 1 ? { title: { text: OVER[over], standoff: 6 } } : {}),
       });
       const title = row.cost ? `${row.title}${symbol ? ` (${symbol})` : ""}` : row.title;
       layout[y.replace("y", "yaxis")] = axisStyle({
-        anchor: x, domain, range: range ?? undefined, showticklabels: !beside,
-        ...(beside ? {} : { title: { text: title.replace(/ (\(|within)/, "<br>$1") } }),
+        anchor: x, domain: [Math.max(top - height, 0), top], range: range ?? undefined, automargin: true,
+        ...(beside && !isStacked ? { showticklabels: false } : { title: { text: title.replace(/ (\(|within)/, "<br>$1"), standoff: 8 } }),
       });
     });
   });

@@ -269,6 +269,7 @@ for (const panel of panels) {
 }
 addEventListener("hashchange", () => readAddress() && update());
 dark.addEventListener("change", () => redraw());
+narrow.addEventListener("change", () => redraw("growth"));
 addEventListener("beforeprint", () => panels.forEach((panel) => { panel.isStale = true; drawPanel(panel); }));
 addEventListener("afterprint", () => redraw());
 readAddress();

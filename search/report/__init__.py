@@ -25,6 +25,7 @@ from search.report.course import read_course
 from search.report.plan_diff import best_uniform, plan_diff
 from search.report.sentences import budget_text, facts, final_hypervolume, notes, versus_words
 from search.rundir import RunDirectory, flat
+from search.storages import hidden
 from search.units import COST_NAMES, quantity
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def write_report(run: RunDirectory) -> Path:
         course=course,
         stages=tables.stage_rows(course) if course else [],
         events=tables.event_rows(course) if course else [],
-        configuration=[[key, str(value)] for key, value in flat(about["config"]).items()],
+        configuration=[[key, hidden(str(value))] for key, value in flat(about["config"]).items()],
         identity=tables.identity_rows(about, plan),
     )
     return write_text(run.file("report.html"), page)

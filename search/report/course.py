@@ -11,7 +11,7 @@ from search.units import significant
 ABOUT = ("time", "at", "clock_s", "host", "process", "level", "event", "versions", "machine", "traceback")
 """What an event says beside its own particulars, or at too great length."""
 
-ROUTINE = ("stage", "stage_ended", "trial")
+ROUTINE = ("stage", "stage_ended", "step", "trial")
 """Events that every run has in plenty."""
 
 
@@ -24,7 +24,7 @@ class Course:
         trials: Trials that the log knows of.
         workers: Processes that wrote to the log, as pairs of host and process.
         resumed: How often the run was taken up again.
-        events: Everything that happened but stages and trials, in order.
+        events: Everything that happened but stages, their steps and trials, in order.
     """
 
     seconds: Mapping[str, float]

@@ -34,7 +34,9 @@ WIDTH = 64
 GRAM_CHUNK = 2**12  # features multiplied at once in float64
 
 Progress = Callable[[int, int], None]
-Share = Callable[[Sequence[int], Callable[[Sequence[int]], None]], None]
+Write = Callable[[Sequence[int], Callable[[], None]], None]
+"""Measures choices by their positions and writes what is found; calls the second after each."""
+Share = Callable[[Sequence[int], Write], None]
 """Takes positions of choices and what measures some of them, and has them measured, by whom it likes; perhaps not all:
 what is missing is measured afterwards."""
 
@@ -202,11 +204,11 @@ class Sweep:
         """Positions of the choices whose files are not there."""
         return [job for job in self.jobs if job not in self._paths or not self._paths[job].is_file()]
 
-    def write(self, jobs: Sequence[int]) -> None:
-        """Measures choices whose files are not there, and writes those."""
+    def write(self, jobs: Sequence[int], written: Callable[[], None] = lambda: None) -> None:
+        """Measures choices whose files are not there, and writes those; calls `written` after each."""
         missing = set(self.missing)
         for _ in self.run([job for job in jobs if job in missing]):
-            pass
+            written()
 
     def run(self, jobs: Sequence[int]) -> Iterator[tuple[int, Found]]:
         """Yields positions and what was found of them, first those whose files are there; others' files are written.

@@ -75,6 +75,7 @@ class Found:
     Attributes:
         name: The model's name.
         model_id: The model's id.
+        run_id: MLflow's id of the child run that shows it, which has `policy.json`.
         artifacts: Where the model's files lie.
         tags: Among them `task`, `hardware`, `strategy`, `seed`, `role`, `digest`, `verdict` and `workload`.
         values: Quality on the report split and costs in SI units.
@@ -82,6 +83,7 @@ class Found:
 
     name: str
     model_id: str
+    run_id: str
     artifacts: str
     tags: Mapping[str, str]
     values: Mapping[str, float]
@@ -103,9 +105,18 @@ class Found:
         return self.run_dir / "plan.json" if plan and plan["digest"] == self.tags["digest"] else None
 
     @property
-    def realization(self) -> str:
-        """The command that writes a plan at its cost where it has no file of its own."""
-        return f"bitplan resolve {self.run_dir} budget.weight_bytes={self.values['weight_bytes']:.17g} --measure 1"
+    def substitutes(self) -> str:
+        """Where the policy of a plan without a file is found, and what else there is to be had as a file."""
+        run = RunDirectory(self.run_dir)
+        beside = f" and {run.file('front.csv')}" * run.file("front.csv").is_file()
+        said = [
+            f"its policy is in policy.json of MLflow's run {self.run_id}{beside}",
+            "for a plan that is a file, add --winners",
+        ]
+        if run.file("sensitivity.npz").is_file():
+            size = f"budget.weight_bytes={self.values['weight_bytes']:.17g}"
+            said.append(f"another plan of that size, solved anew: bitplan resolve {self.run_dir} {size} --measure 1")
+        return "; ".join(said)
 
 
 def find_best(question: Question, uri: str, run_root: Path) -> list[Found]:
@@ -117,7 +128,8 @@ def find_best(question: Question, uri: str, run_root: Path) -> list[Found]:
         run_root: The folder of `mlflow.db`, for messages.
 
     Raises:
-        ConfigError: If the store has no plan for the task or the device, or none within the budget.
+        ConfigError: If the store has no plan for the task or the device, none within the budget, or none that knows
+            what is to be ranked by.
         TrackingError: If the store cannot be reached.
     """
     database = sqlite_file(uri)
@@ -133,6 +145,8 @@ def find_best(question: Question, uri: str, run_root: Path) -> list[Found]:
         models = _search(store, homes, question, conditions, question.order)
         if not models:
             raise ConfigError(_nothing(store, homes, question, without_password(uri)))
+        if question.rank and question.rank not in models[0].values:  # those that have it come first
+            raise ConfigError(_unranked(question.rank, models))
     once = {(model.tags["digest"], model.tags.get("workload")): model for model in reversed(models)}
     return [model for model in models if once[model.tags["digest"], model.tags.get("workload")] is model]
 
@@ -146,8 +160,8 @@ def fetch_plan(found: Found, uri: str, out: Path) -> Plan:
     """
     if not found.is_winner:
         raise ConfigError(
-            f"trial {found.tags['trial']} is on the front of its search, but only the winner is written as a plan; "
-            f"write the best at its cost with `{found.realization}`, or add --winners"
+            f"trial {found.tags['trial']} is on the front of its search, but only winners are files; "
+            f"{found.substitutes}"
         )
     if found.plan_file:
         plan = Plan.load(found.plan_file)
@@ -180,7 +194,7 @@ def _search(
 
 def _found(model: LoggedModel) -> Found:
     values = {metric.key: metric.value for metric in model.metrics or []}
-    return Found(model.name, model.model_id, model.artifact_location, model.tags, values)
+    return Found(model.name, model.model_id, str(model.source_run_id), model.artifact_location, model.tags, values)
 
 
 def _nothing(store: Store, homes: list[str], question: Question, where: str) -> str:
@@ -201,10 +215,28 @@ def _nothing(store: Store, homes: list[str], question: Question, where: str) -> 
             f"{closest(question.hardware, devices)}; there are plans for {', '.join(devices)}"
         )
     subject = (question.task, question.hardware)
-    found = [_found(model).values for model in known if (model.tags["task"], model.tags["hardware"]) == subject]
-    least = {name: min((row[name] for row in found if name in row), default=None) for name in question.limits}
+    found = [_found(model) for model in known if (model.tags["task"], model.tags["hardware"]) == subject]
+    kind = "plans"
+    if question.winners_only:
+        winners = [plan for plan in found if plan.is_winner]
+        if not winners:
+            return (
+                f"none of the {len(found)} plans for {question.task} on {question.hardware} is a winner; "
+                "leave out --winners"
+            )
+        found, kind = winners, "winners"
+    rows = [plan.values for plan in found]
+    least = {name: min((row[name] for row in rows if name in row), default=None) for name in question.limits}
     reach = ", ".join(f"{name} {'unknown' if value is None else format(value, '.6g')}" for name, value in least.items())
     return (
-        f"none of the {len(found)} plans for {question.task} on {question.hardware} keeps the budget"
-        f"{' and is a winner' if question.winners_only else ''}; the least that any of them has: {reach}"
+        f"none of the {len(found)} {kind} for {question.task} on {question.hardware} keeps the budget; "
+        f"the least that any of them has: {reach}"
+    )
+
+
+def _unranked(rank: str, found: Iterable[Found]) -> str:
+    """Says that no plan knows what is to be ranked by, and what they do know."""
+    known = {name for plan in found for name in plan.values}
+    return (
+        f"--metric {rank} is known of no plan that was found; known are {', '.join(filter(known.__contains__, RANKS))}"
     )

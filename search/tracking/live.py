@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import BitplanError, one_line
-from search.portrait import Portrait, portray
+from search.files import PACKAGES
+from search.portrait import Portrait, portray, read_plan
 from search.rundir import RunDirectory
 from search.tracking.mirror import Mirror
 from search.tracking.settings import TrackingSettings
 from search.tracking.store import connected, tracking_uri, without_password
+from search.tracking.tables import tables
 from search.trials import Trial
 
 GLANCE_SECONDS = 0.5
@@ -66,10 +68,13 @@ class Mirrored:
         if not self._tracking.enabled:
             return
         order = {"run": str(run.path.resolve()), "root": str(self._root), "tracking": asdict(self._tracking)}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([PACKAGES, *filter(None, sys.path)]),
+            "OMP_NUM_THREADS": "1",
+        }
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "search.tracking.live"],
+                [sys.executable, "-P", "-m", "search.tracking.live"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -181,7 +186,7 @@ class Follower:
         uri, pause, is_last = tracking_uri(self._settings.uri, self._root), self._settings.interval_s, False
         while True:
             try:
-                with connected(uri, self._root) as store:
+                with connected(uri, self._root, self._alive) as store:
                     self._alive()
                     mirror = Mirror(store, self._run, self._settings.experiment, self._alive)
                     while True:
@@ -202,7 +207,7 @@ class Follower:
         if portrait.ended is None:
             mirror.follow(portrait)
         elif is_last or portrait != self._shown:
-            mirror.show(portrait, self._tail.trials)
+            mirror.show(portrait, tables(self._run, self._tail.trials, read_plan(self._run)))
         self._shown = portrait
         self._alive()
 

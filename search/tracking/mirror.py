@@ -19,14 +19,17 @@ from search.rundir import RunDirectory
 from search.tracking.settings import TrackingSettings
 from search.tracking.store import Store, TrackingError, connected, locked, tracking_uri, without_password
 from search.tracking.tables import PLAN_FILES, TABLES, files, tables
-from search.trials import Trial
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
 MODEL_TYPE = "bitplan-plan"
 """The kind of MLflow model that a plan on a front is."""
+
+PASSING = ("error", "digest", "verdict")
+"""Tags that a search may lose again: what came of an earlier attempt, before it was resumed."""
 
 
 def sync(run: RunDirectory, settings: TrackingSettings, run_root: Path) -> str:
@@ -46,10 +49,10 @@ def sync(run: RunDirectory, settings: TrackingSettings, run_root: Path) -> str:
     """
     run = RunDirectory.existing(run.path)
     trials = run.trials()
-    portrait = portray(run, trials)
+    portrait, found = portray(run, trials), tables(run, trials, read_plan(run))
     uri = tracking_uri(settings.uri, run_root)
     with connected(uri, run_root) as store:
-        Mirror(store, run, settings.experiment).show(portrait, trials)
+        Mirror(store, run, settings.experiment).show(portrait, found)
     return without_password(uri)
 
 
@@ -73,10 +76,12 @@ class Mirror:
         self._experiment = experiment
         self._alive = alive
         self._parent: _Shown | None = None
+        self._sent: dict[Path, tuple[int, int]] = {}  # files to their time of change and size
+        self._sent_tables: dict[str, str] = {}
 
     def follow(self, portrait: Portrait) -> None:
         """Shows the numbers of a search on its way."""
-        with locked(self._run.file(".mlflow.lock")):
+        with locked(self._run.file(".mlflow.lock"), self._alive):
             is_first = self._parent is None
             parent = self._begin(portrait)
             with self._store.turn():
@@ -86,16 +91,16 @@ class Mirror:
             if is_first:
                 self._write_files(parent)
 
-    def show(self, portrait: Portrait, trials: Iterable[Trial]) -> None:
+    def show(self, portrait: Portrait, tables: Mapping[str, pd.DataFrame]) -> None:
         """Shows everything; the status comes last, so that a run cut short is seen to be incomplete."""
-        with locked(self._run.file(".mlflow.lock")):
+        with locked(self._run.file(".mlflow.lock"), self._alive):
             parent = self._begin(portrait)
             with self._store.turn():
                 parent.log(portrait)
             if portrait.ended is not None:
                 self._show_front(parent, portrait)
             self._write_files(parent)
-            self._write_tables(parent, trials)
+            self._write_tables(parent, tables)
             with self._store.turn():
                 parent.close(portrait)
 
@@ -116,20 +121,23 @@ class Mirror:
         own = {"bitplan.run_id": portrait.tags["bitplan.run_id"]}
         link = {"mlflow.parentRunId": parent.run_id}
         runs = self._runs(parent.home, own | link)
-        by_trial = {run.data.tags["trial"]: run for run in runs}
+        run_of = {_plan_key(run.data.tags): run for run in runs}
         models = self._store.models([parent.home], _having(own))
-        model_by_trial = {model.tags["trial"]: model for model in reversed(models)}
+        model_of = {_plan_key(model.tags): model for model in reversed(models)}
         kept = set()
+        outputs_of = [parent] if portrait.status == "FINISHED" else []  # a search resumed may choose another plan
         for child in portrait.children:
-            trial = child.tags["trial"]
+            key = _plan_key(child.tags)
             with self._store.turn():
-                known = by_trial.get(trial)
-                shown = _Shown(self._client, known or self._create(parent.home, child, link))
-                model = self._model(shown, child, model_by_trial.get(trial), parent)
+                shown = _Shown(self._client, run_of.get(key) or self._create(parent.home, child, link))
+                model = model_of.get(key) or self._create_model(parent, shown, child)
+                self._link(model, [shown, *(outputs_of if child.tags["role"] == "winner" else [])])
                 shown.log(child, model)
                 if not shown.is_closed(child):
                     self._client.log_dict(shown.run_id, dict(child.policy), "policy.json")
                     shown.close(child)
+                if any(model.tags.get(name) != value for name, value in child.tags.items()):
+                    self._client.set_logged_model_tags(model.model_id, dict(child.tags))
                 if str(model.status) != "READY":
                     self._finish(model, child)
             kept |= {shown.run_id, model.model_id}
@@ -142,23 +150,21 @@ class Mirror:
                 if model.model_id not in kept:
                     self._client.delete_logged_model(model.model_id)
 
-    def _model(self, shown: _Shown, child: Portrait, found: LoggedModel | None, parent: _Shown) -> LoggedModel:
-        """Finds or creates the model of a plan on the front."""
+    def _create_model(self, parent: _Shown, shown: _Shown, child: Portrait) -> LoggedModel:
+        """Creates the model of a plan on the front."""
+        name = re.sub(r"[/:.%\"']", "_", f"{parent.name} trial {child.tags['trial']}")
+        return self._client.create_logged_model(
+            parent.home, name, shown.run_id, dict(child.tags), dict(child.parameters), MODEL_TYPE
+        )
+
+    def _link(self, model: LoggedModel, homes: Iterable[_Shown]) -> None:
+        """Makes a model an output of runs."""
         from mlflow.entities import LoggedModelOutput
 
-        if found is None:
-            name = re.sub(r"[/:.%\"']", "_", f"{parent.name} trial {child.tags['trial']}")
-            found = self._client.create_logged_model(
-                parent.home, name, shown.run_id, dict(child.tags), dict(child.parameters), MODEL_TYPE
-            )
-        elif {key: value for key, value in child.tags.items() if found.tags.get(key) != value}:
-            self._client.set_logged_model_tags(found.model_id, dict(child.tags))
-        homes = [shown, parent] if child.tags["role"] == "winner" else [shown]
         for home in homes:
-            if found.model_id not in home.outputs:
-                self._client.log_outputs(home.run_id, [LoggedModelOutput(found.model_id, 0)])
-                home.outputs.add(found.model_id)
-        return found
+            if model.model_id not in home.outputs:
+                self._client.log_outputs(home.run_id, [LoggedModelOutput(model.model_id, 0)])
+                home.outputs.add(model.model_id)
 
     def _finish(self, model: LoggedModel, child: Portrait) -> None:
         """Puts the plan into its model, where it is the one that has files, and says that the model is complete."""
@@ -173,18 +179,25 @@ class Mirror:
         self._client.finalize_logged_model(model.model_id, "READY")
 
     def _write_files(self, parent: _Shown) -> None:
+        """Writes the files that changed since they were last written."""
         for path, folder in files(self._run):
-            self._client.log_artifact(parent.run_id, str(path), folder)
-            self._alive()
+            about = path.stat()
+            state = (about.st_mtime_ns, about.st_size)
+            if self._sent.get(path) != state:
+                self._client.log_artifact(parent.run_id, str(path), folder)
+                self._sent[path] = state
+                self._alive()
 
-    def _write_tables(self, parent: _Shown, trials: Iterable[Trial]) -> None:
+    def _write_tables(self, parent: _Shown, found: Mapping[str, pd.DataFrame]) -> None:
         """Writes tables as `MlflowClient.log_table` does, which would add to those that are there already."""
-        found = tables(self._run, trials, read_plan(self._run))
         with TemporaryDirectory() as folder:
             for name, table in found.items():
-                path = Path(folder) / f"{name}.json"
-                table.to_json(path, orient="split", index=False, date_format="iso")
-                self._client.log_artifact(parent.run_id, str(path), TABLES)
+                text = table.to_json(orient="split", index=False, date_format="iso")
+                if self._sent_tables.get(name) != text:
+                    path = Path(folder) / f"{name}.json"
+                    path.write_text(text, encoding="utf-8")
+                    self._client.log_artifact(parent.run_id, str(path), TABLES)
+                    self._sent_tables[name] = text
         listed = json.dumps([{"path": f"{TABLES}/{name}.json", "type": "table"} for name in found])
         if found and parent.tags.get("mlflow.loggedArtifacts") != listed:
             self._client.set_tag(parent.run_id, "mlflow.loggedArtifacts", listed)
@@ -237,7 +250,9 @@ class _Shown:
         self.outputs = {model.model_id for model in (run.outputs.model_outputs if run.outputs else [])}
 
     def log(self, portrait: Portrait, model: LoggedModel | None = None) -> None:
-        """Writes points, values and parameters that are missing and tags that differ; the client cuts the batches.
+        """Writes points, values and parameters that are missing and tags that differ, and deletes those of the past.
+
+        The client cuts the batches.
 
         Args:
             portrait: What to show.
@@ -259,6 +274,10 @@ class _Shown:
             self._client.log_batch(self.run_id, metrics, parameters, tags)
         for point in points:
             self._points[point.key].add((point.step, point.time))
+        for key in PASSING:
+            if key in self.tags and key not in portrait.tags:
+                self._client.delete_tag(self.run_id, key)
+                del self.tags[key]
         self._values |= portrait.values
         self._parameters |= set(portrait.parameters)
         self.tags |= portrait.tags
@@ -280,6 +299,11 @@ class _Shown:
             there = self._client.get_metric_history(self.run_id, point.key) if point.key in self._values else ()
             self._points[point.key] = {(old.step, old.timestamp) for old in there}
         return (point.step, point.time) not in self._points[point.key]
+
+
+def _plan_key(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """What a plan on the front is told from others by: one that was not the winner, say, had other files."""
+    return tuple(tags[name] for name in ("trial", "role", "digest"))
 
 
 def _having(tags: Mapping[str, Any]) -> str:

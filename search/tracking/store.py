@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,8 @@ MANNERS = {
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a pool would go on writing to a database deleted meanwhile
 }
 LOCK_SECONDS = 300.0
+KNOCK_SECONDS = 2.0
+"""Seconds after which whoever waits for a lock shows that it is alive."""
 MIGRATION_LOCK = 0x6269_7470_6C61_6E
 """Key of the advisory lock under which tables are made in PostgreSQL: `bitplan` in ASCII."""
 
@@ -64,14 +67,16 @@ class Store:
 
 
 @contextmanager
-def connected(uri: str, run_root: Path) -> Iterator[Store]:
+def connected(uri: str, run_root: Path, alive: Callable[[], None] = lambda: None) -> Iterator[Store]:
     """Reaches a store for the length of a block; its tables are made where it is a database without any.
 
     Meanwhile MLflow is kept off the terminal, and made less patient than it would be, by the process's environment.
 
     Args:
         uri: MLflow's tracking URI.
-        run_root: The folder of `mlartifacts`, where the store is no server.
+        run_root: The folder of `mlartifacts`, where the store is neither a server nor a SQLite database, beside whose
+            file it lies.
+        alive: Called every now and then while it waits for others to leave the store.
 
     Raises:
         TrackingError: If the store cannot be reached, or something goes wrong with it during the block.
@@ -82,13 +87,14 @@ def connected(uri: str, run_root: Path) -> Iterator[Store]:
 
             database = sqlite_file(uri)
             if database:
-                _make_database(database)
+                _make_database(database, alive)
             with _defaults(FIRST_CONTACT), _migration_lock(uri):
                 client = MlflowClient(uri)
                 client.search_experiments(max_results=1)
-            artifacts = None if uri.startswith("http") else (run_root.resolve() / "mlartifacts").as_uri()
+            home = database.parent if database else run_root
+            artifacts = None if uri.startswith("http") else (home.resolve() / "mlartifacts").as_uri()
             with _defaults(CONVERSATION):
-                yield Store(client, artifacts, lambda: _database_lock(database))
+                yield Store(client, artifacts, lambda: _database_lock(database, alive))
     except BitplanError:
         raise
     except Exception as error:  # MLflow, its stores and its plug-ins each raise errors of their own kinds
@@ -115,18 +121,28 @@ def without_password(text: str) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keeps other processes out of a block where the file system has locks; where it has none, nothing does.
+
+    Args:
+        path: The lock's file.
+        alive: Called every now and then while it waits.
 
     Raises:
         filelock.Timeout: If another process does not leave.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=LOCK_SECONDS)
+    lock, until = FileLock(path, timeout=KNOCK_SECONDS), time.monotonic() + LOCK_SECONDS
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        while not lock.is_locked:
+            try:
+                lock.acquire()
+            except Timeout:
+                if time.monotonic() >= until:
+                    raise
+                alive()
     except Timeout:
         raise
     except OSError as error:  # ENOLCK and EOPNOTSUPP on network file systems, EROFS or EACCES on copies to read only
@@ -137,13 +153,13 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _database_lock(database: Path | None) -> AbstractContextManager[None]:
-    return locked(database.with_name(f"{database.name}.lock")) if database else nullcontext()
+def _database_lock(database: Path | None, alive: Callable[[], None]) -> AbstractContextManager[None]:
+    return locked(database.with_name(f"{database.name}.lock"), alive) if database else nullcontext()
 
 
-def _make_database(database: Path) -> None:
+def _make_database(database: Path, alive: Callable[[], None]) -> None:
     if not database.exists():
-        with _database_lock(database):
+        with _database_lock(database, alive):
             if not database.exists():
                 _create_database(database)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +23,15 @@ from typing import Any, TypeVar
 import torch
 
 from search.errors import BitplanError, ConfigError, one_line
+from search.events import usable_cores
+from search.files import PACKAGES
 from search.job import Job
 from search.preparation import EVALUATIONS, Stages
 from search.progress import Progress
 from search.quality.evaluate import Evaluator
 from search.quality.store import Order
 from search.rundir import UNRELATED, RunDirectory
-from search.sensitivity.forward import Share
+from search.sensitivity.forward import Share, Write
 from search.stopping import Stop
 from search.workers.board import Board, Outcome, Work
 from search.workers.hands import SILENCE_S, Hands, Pulse, first_subject, measure_work, score_work
@@ -86,7 +89,9 @@ class Crew:
                 "called from Python; run it with workers=1, or write a search.tasks.task.Task and use bitplan search"
             )
         self.own_store = run.file(EVALUATIONS) if self._is_shareable else None
+        self._unopened = open_board(job.study or run.path)  # so that a place that cannot be is refused at once
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._told_of: set[str] = set()
         self._board: Board | None = None
         self._pulse: Pulse | None = None
         self._hands: Hands | None = None
@@ -100,13 +105,16 @@ class Crew:
     def __enter__(self) -> Crew:
         """Starts the workers of this machine, which get ready while this process does."""
         folder = self._run.file(FOLDER)
+        path = [PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
         for number in range(1, self._job.workers):
             name = f"local-{number}-{os.getpid()}"
             folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "search", "worker", str(self._run.path)]
+            # -P: a search.py of the user's, where he stands, is not this package
+            command = [sys.executable, "-P", "-m", "search", "worker", str(self._run.path)]
             with (folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     [*command, "--name", name, "--leave-with", str(os.getpid())],
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -122,11 +130,27 @@ class Crew:
         finally:
             until = time.monotonic() + PARTING_S
             for name, process in self._processes.items():
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(max(until - time.monotonic(), 0.1) if name in self._others else 0)
-                except subprocess.TimeoutExpired:
-                    process.terminate()
+            self._tell_of_ends()
+            left = [process for process in self._processes.values() if process.poll() is None]
+            for process in left:
+                process.terminate()
+            until = time.monotonic() + PARTING_S
+            for process in left:
+                try:
+                    process.wait(max(until - time.monotonic(), 0.1))
+                except subprocess.TimeoutExpired:  # it is stopped, or stuck where no signal reaches it
+                    process.kill()
                     process.wait()
+
+    def _tell_of_ends(self) -> None:
+        """Says which workers of this machine ended by themselves, and badly."""
+        for name, process in self._processes.items():
+            if process.poll() and name not in self._told_of:
+                self._told_of.add(name)
+                log = self._run.file(FOLDER) / f"{name}.log"
+                self._progress.notice(f"worker {name} ended with exit code {process.returncode}: see {log}")
 
     def begin(self, stages: Stages) -> None:
         """Opens the board: from now on others may work.
@@ -141,7 +165,7 @@ class Crew:
                 raise ConfigError(f"workers={self._job.workers}: {why}; nobody can share the work, so leave workers=1")
             return
         self._task = store.folder.name
-        board = open_board(self._job.study or self._run.path)
+        board = self._unopened
         kept = {key: value for key, value in self._job.config.items() if key not in UNRELATED}
         board.open({"config": kept, "evaluations": store.about, "subject": asdict(first_subject(stages))})
         self._board = board
@@ -153,7 +177,7 @@ class Crew:
 
     def _give_hints(self) -> None:
         """Says what keeps workers from being of use."""
-        workers, threads, cores = self._job.workers, torch.get_num_threads(), os.cpu_count() or 1
+        workers, threads, cores = self._job.workers, torch.get_num_threads(), usable_cores()
         strategy = self._job.strategy
         if workers * threads > cores:
             self._progress.notice(
@@ -210,7 +234,7 @@ class Crew:
         if self._board is None or self._job.study or (self._job.workers == 1 and not self._look()):
             return None
 
-        def share(choices: Sequence[int], write: Callable[[Sequence[int]], None]) -> None:
+        def share(choices: Sequence[int], write: Write) -> None:
             assert evaluator.store is not None
             subject, about = evaluator.store.subject(evaluator.simulated), asdict(self._job.sensitivity)
             count = min(SHARES * max(self._job.workers, len(self._others) + 1), len(choices))
@@ -220,21 +244,33 @@ class Crew:
 
         return share
 
-    def _spread(self, works: list[Work], write: Callable[[Sequence[int]], None]) -> None:
+    def _spread(self, works: list[Work], write: Write) -> None:
         """Has everybody score; begins alone where nobody is there yet."""
+        total = sum(len(work.content["choices"]) for work in works)
+        own = 0  # choices scored by this process that belong to no work that is over
+
+        def written() -> None:
+            nonlocal own
+            own += 1
+            left = sum(len(work.content["choices"]) for work in works)
+            self._progress.step(min(total - left + own, total), total)
+            self._stop.check()
+
         while works and not self._look():
-            write(works.pop(0).content["choices"])
+            write(works[0].content["choices"], written)
+            own, works = 0, works[1:]
         self._ask(lambda board: board.post(works), None)
-        total, polls = len(works), Polls()
+        polls = Polls()
         while works and self._look():
             works = [work for work in works if self._found(work) is None]
-            self._progress.step(total - len(works), total)
+            own = 0
+            self._progress.step(total - sum(len(work.content["choices"]) for work in works), total)
             self._stop.check()
             mine = self._ask(lambda board: board.claim(self.name), None) if works else None
             if mine is None:
                 polls.wait()
             elif mine.kind == "score":
-                write(mine.content["choices"])
+                write(mine.content["choices"], written)
                 self._finish(mine, Outcome(self.name, {}))
             else:
                 self._do(mine)
@@ -301,6 +337,7 @@ class Crew:
         if now - self._looked < LOOK_S:
             return self._others
         self._looked = now
+        self._tell_of_ends()
         nothing: list[str] = []
         nobody: dict[str, dict[str, Any]] = {}
         self._ask(lambda board: board.reopen(SILENCE_S), nothing)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from search.errors import ConfigError
 from search.workers.board import Board
 
 JOURNALS = (".log", ".journal", ".jsonl")
-"""How the names of journal files end that are not there yet; any other path that is not there is a run directory."""
+"""How the names of journal files end that are not there yet."""
 
 
 def open_board(where: Path | str) -> Board:
     """Returns the board at a place; no study or folder is made before the board itself is opened.
 
     Args:
-        where: A run directory; or the path of a journal file or the URL of a database, with `#NAME` where several
-            searches use it at once.
+        where: A run directory, as a `Path`; or the path of a journal file or the URL of a database, as text, with
+            `#NAME` where several searches use it at once.
 
     Raises:
         ConfigError: If it is neither.
     """
-    path = Path(str(where).partition("#")[0])
-    is_folder = path.is_dir() or not (path.is_file() or path.suffix in JOURNALS)
-    if "://" not in str(where) and (Path(where).is_dir() or is_folder):
+    if isinstance(where, Path):
         from search.workers.folder import FolderBoard
 
-        return FolderBoard(Path(where) / "workers" / "board")
+        return FolderBoard(where / "workers" / "board")
+    path = Path(where.partition("#")[0])
+    if "://" not in where and not path.is_file() and path.suffix not in JOURNALS:
+        raise ConfigError(
+            f"study={where} is no URL and no journal file; give a URL such as postgresql://user@host/name, or the path "
+            f"of a file that is there, or whose name ends in {', '.join(JOURNALS)}"
+        )
     from search.workers.study import StudyBoard
 
-    return StudyBoard(str(where))
+    return StudyBoard(where)

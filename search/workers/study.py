@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -291,9 +292,10 @@ class StudyBoard(Board):
     def reopen(self, silence_s: float) -> list[str]:
         self._look()
         beats = self._beats() if self._running else {}
+        held = self._ask(self._seen().attributes, self._running) if self._running else {}
         marks = {}
         for number in self._running:
-            worker = self._held(number).get(WORKER, "")
+            worker = held.get(number, {}).get(WORKER, "")
             row = beats.get(worker, {})
             marks[str(number)] = (worker, row.get("life"), row.get("count"))
         silent = self._watch.silent(marks, silence_s)
@@ -326,6 +328,8 @@ class StudyBoard(Board):
 
     def _found(self) -> int | None:
         """The id of the study: that of the name given, or the only one that is open; None where there is none yet."""
+        if self._opened is None and "://" not in self._where and not Path(self._where).is_file():
+            return None  # to look for a study is not to make a journal
         if self._study is None and self._finding.is_due:
             with self._finding.asking():
                 studies = [study for study in self._ask(self._storage.get_all_studies) if ABOUT in study.user_attrs]
