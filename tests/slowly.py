@@ -32,6 +32,16 @@ class SlowTask(TinyTask):
         return super().outputs(model, batch)
 
 
+class Steady(TinyTask):
+    """Takes its time over every batch, so that there is something left for others to measure."""
+
+    name = "steady"
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        time.sleep(0.03)
+        return super().outputs(model, batch)
+
+
 class Unheard(SlowTask):
     """Nobody can tell how it judges."""
 

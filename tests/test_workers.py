@@ -170,9 +170,9 @@ def test_the_course_is_the_same_with_any_number_of_workers(given: list[str], tmp
 def test_a_worker_that_has_only_the_study_sends_what_it_measured(tmp_path: Path) -> None:
     alone, run_dir, study = tmp_path / "alone", tmp_path / "many" / "run", str(tmp_path / "study.journal")
     given = ["strategy=solver", "strategy.evaluations=10", "strategy.batch=4"]
-    search(job_of(alone, *given))
+    search(job_of(alone, *given, task="slowly.Steady"))
     with Joined(run_dir, where=open_board(study), sees_run=False) as joined:
-        search(awaiting(job_of(tmp_path / "many", *given, f"study={study}")))
+        search(awaiting(job_of(tmp_path / "many", *given, f"study={study}", task="slowly.Steady")))
     assert joined.error is None
     assert_same(run_dir, alone / "run")
     assert sum("measured policy" in line for line in joined.said) > 0
