@@ -125,7 +125,8 @@ def test_the_same_sweeps_run_on_slurm(tmp_path: Path) -> None:
             there.mkdir()
             output = run(["-m", "search", *two_jobs(command)], there, {**node.environment, "OMP_NUM_THREADS": "1"})
             check_sweep(there, output)
-        assert [job["JobState"] for job in node.jobs()] == ["COMPLETED"] * 2 * len(commands)
+        done = ["COMPLETED"] * 2 * len(commands)  # Slurm says so a moment after the results are there
+        slurm.wait_for(lambda: [job["JobState"] for job in node.jobs()] == done, "all jobs to be completed")
 
 
 @pytest.mark.parametrize("command", TOOLS, ids=" ".join)
