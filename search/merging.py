@@ -22,12 +22,8 @@ import numpy as np
 from search.claims import Claim
 from search.errors import ConfigError, DataError, file_errors
 from search.files import JsonLines, copy_file, write_json
-from search.rundir import RunDirectory, runs_below
+from search.rundir import EVALUATIONS, TABLES, WORKERS, RunDirectory, runs_below
 
-EVALUATIONS, TABLES = "evaluations", "scores"
-"""Folders of a run root that hold what all its runs share."""
-
-WORKERS = "workers"
 LAST = ("trials.jsonl", "run.json")
 """Files that say how far a run is: they are copied when all others are there."""
 

@@ -25,12 +25,10 @@ from search.quantize.fold import Fold, fold_batch_norm
 from search.quantize.simulate import QuantizedModel
 from search.recover import Gain, parse_steps, recover
 from search.recover.tuned import TunedEvaluator
+from search.rundir import EVALUATIONS
 from search.space import SearchSpace, build_space
 from search.ties import joined, shared_input_ties
 from search.trace import shared_parameters, trace
-
-EVALUATIONS = "evaluations"
-"""Folder of what policies scored sample by sample: in the store of all runs, or of one in its directory."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from search.quality.evaluate import Quality
 from search.quality.loop_repair import LoopRepair, choose_repair
 from search.quantize.simulate import QuantizedModel
 from search.recover import parse_steps, recover
-from search.rundir import RunDirectory
+from search.rundir import TABLES, RunDirectory
 from search.sensitivity.scoring import score_space
 from search.sensitivity.table import SensitivityTable
 from search.shortlist import settle
@@ -39,9 +39,6 @@ from search.strategies.forecaster import proofs
 from search.strategies.projection import Projection
 from search.trials import Trial, TrialLog
 from search.workers.crew import Crew
-
-TABLES = "scores"
-"""Folder of the sensitivity tables of all runs."""
 
 
 def search(

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 ARTIFACTS = ("mlartifacts", "mlruns")
 """Folders in which MLflow keeps files."""
 
+EVALUATIONS, TABLES = "evaluations", "scores"
+"""Folders of a run root that all runs share: what policies scored, and sensitivity tables."""
+
+WORKERS = "workers"
+"""Folder of a run where several work on one search."""
+
 UNRELATED = ("tracking", "run_dir", "run_root", "workers", "study")
 """Settings that may change when a run is resumed: they do not touch what is searched."""
 

@@ -26,19 +26,16 @@ from search.errors import BitplanError, ConfigError, one_line
 from search.events import usable_cores
 from search.files import PACKAGES
 from search.job import Job
-from search.preparation import EVALUATIONS, Stages
+from search.preparation import Stages
 from search.progress import Progress
 from search.quality.evaluate import Evaluator
 from search.quality.store import Order
-from search.rundir import UNRELATED, RunDirectory
+from search.rundir import EVALUATIONS, UNRELATED, WORKERS, RunDirectory
 from search.sensitivity.forward import Share, Write
 from search.stopping import Stop
 from search.workers.board import Board, Outcome, Work
 from search.workers.hands import SILENCE_S, Hands, Pulse, first_subject, measure_work, score_work
 from search.workers.opening import open_board
-
-FOLDER = "workers"
-"""Folder of the run directory with the logs of the workers that the search started."""
 
 AHEAD = 3
 """Measurements ordered ahead for everybody who measures."""
@@ -104,7 +101,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         """Starts the workers of this machine, which get ready while this process does."""
-        folder = self._run.file(FOLDER)
+        folder = self._run.file(WORKERS)
         path = [PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
         for number in range(1, self._job.workers):
             name = f"local-{number}-{os.getpid()}"
@@ -149,7 +146,7 @@ class Crew:
         for name, process in self._processes.items():
             if process.poll() and name not in self._told_of:
                 self._told_of.add(name)
-                log = self._run.file(FOLDER) / f"{name}.log"
+                log = self._run.file(WORKERS) / f"{name}.log"
                 self._progress.notice(f"worker {name} ended with exit code {process.returncode}: see {log}")
 
     def begin(self, stages: Stages) -> None:

@@ -15,8 +15,8 @@ import torch
 
 from search.errors import BitplanError, ConfigError
 from search.job import Job
-from search.preparation import EVALUATIONS, Ground, Stages
-from search.rundir import RunDirectory
+from search.preparation import Ground, Stages
+from search.rundir import EVALUATIONS, RunDirectory
 from search.workers.board import Board, Outcome, Work
 from search.workers.hands import BEAT_S, Hands, OtherAnswersError, Pulse, first_subject
 
