@@ -71,11 +71,12 @@ def explained(storage: str, setting: str) -> Iterator[None]:
 def is_outage(error: BaseException) -> bool:
     """Whether an error may pass by itself: a server that is gone, starts, or has too much to do."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     is_broken = isinstance(cause, DBAPIError) and cause.connection_invalidated
-    return is_broken or isinstance(cause, (OperationalError, InterfaceError))
+    # Optuna may go on with a session whose connection broke; the next question gets a session of its own
+    return is_broken or isinstance(cause, (OperationalError, InterfaceError, PendingRollbackError))
 
 
 def open_storage(storage: str) -> BaseStorage:

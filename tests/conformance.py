@@ -550,6 +550,7 @@ class BoardContract:
             return posted.reopen(0.3)
 
         assert eventually(reopened) == [lost.key]
+        assert posted.silent == {"dead"}, "no claim is left to one who is said to be dead"
         got = alive.claim("alive")
         assert got is not None
         keys = {got.key, *drained(alive)}
@@ -562,6 +563,18 @@ class BoardContract:
         assert lost
         assert posted.reopen(0.1) == [], "not at first sight"
         assert eventually(lambda: time.sleep(0.02) or posted.reopen(0.1)) == [lost.key]
+
+    def test_the_silent_are_named_whether_they_claimed_or_not(
+        self, posted: Board, make_board: Callable[[], Board]
+    ) -> None:
+        idle = make_board()
+        idle.beat("idle", {"host": "here"})
+        assert posted.reopen(0.1) == []
+        assert posted.silent == frozenset(), "not at first sight"
+        eventually(lambda: time.sleep(0.02) or posted.reopen(0.1) or posted.silent)
+        assert posted.silent == {"idle"}
+        idle.beat("idle", {"host": "here"})
+        eventually(lambda: time.sleep(0.02) or posted.reopen(0.3) or not posted.silent)
 
     def test_one_thought_dead_may_finish(self, posted: Board, make_board: Callable[[], Board]) -> None:
         late, other = make_board(), make_board()

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from postgres import PASSWORD, PostgresServer, running_postgres
 
 from search.errors import BitplanError, ConfigError, DataError
+from search.storages import is_outage
 from search.workers.board import Board, Outcome, Work
 from search.workers.folder import FolderBoard
 from search.workers.opening import open_board
@@ -588,3 +589,18 @@ class TestServer:
         board.close()
         crowd.leave()
         assert sum(crowd.finished().values()) == 10
+
+
+def test_a_session_whose_connection_broke_before_is_an_outage() -> None:
+    """Optuna goes on with such a session where reading all trials at once failed, and SQLAlchemy then refuses it."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError, PendingRollbackError
+    from sqlalchemy.orm import Session
+
+    with Session(create_engine("sqlite://")) as session:
+        session.execute(text("SELECT 1"))
+        session.connection().invalidate(OperationalError("SELECT 1", {}, Exception("the server is gone")))
+        with pytest.raises(PendingRollbackError, match="reconnect") as caught:
+            session.execute(text("SELECT 1"))
+    assert is_outage(caught.value)
+    assert not is_outage(ValueError("something else"))

@@ -131,6 +131,11 @@ class Board(ABC):
                 workers leave between beats, and as observers leave between calls.
         """
 
+    @property
+    @abstractmethod
+    def silent(self) -> frozenset[str]:
+        """The workers that the last `reopen` took for dead, whether they had claimed something or not."""
+
 
 def check_name(name: str) -> str:
     """Returns a name that is fit for a file or an attribute.

@@ -96,8 +96,8 @@ class Crew:
         self._ordered: dict[tuple[str, str, str], list[Work]] = {}
         self._is_helping = False
         self._looked = float("-inf")
-        self._marks: dict[str, tuple[Any, float | None]] = {}  # of every worker: its last beat, and when it was heard
-        self._others: frozenset[str] = frozenset()
+        self._marks: dict[str, Any] = {}  # every worker's last beat
+        self._others: frozenset[str] = frozenset()  # ready workers that have beaten since they were first seen
 
     def __enter__(self) -> Crew:
         """Starts the workers of this machine, which get ready while this process does."""
@@ -338,16 +338,17 @@ class Crew:
         nothing: list[str] = []
         nobody: dict[str, dict[str, Any]] = {}
         self._ask(lambda board: board.reopen(SILENCE_S), nothing)
-        for name, facts in self._ask(lambda board: board.workers(), nobody).items():
-            if facts.get("role") == "worker" and facts.get("is_ready"):
-                mark = facts["host"], facts["process"], facts["beats"]
-                last, heard = self._marks.get(name, (mark, None))
-                self._marks[name] = mark, heard if mark == last else now
-            else:
-                self._marks.pop(name, None)
-        others = frozenset(
-            name for name, (_, heard) in self._marks.items() if heard is not None and now - heard < SILENCE_S
+        silent = self._ask(lambda board: board.silent, self._others)
+        before, self._marks = (
+            self._marks,
+            {
+                name: (facts["host"], facts["process"], facts["beats"])
+                for name, facts in self._ask(lambda board: board.workers(), nobody).items()
+                if facts.get("role") == "worker" and facts.get("is_ready")
+            },
         )
+        heard = {name for name, mark in self._marks.items() if before.get(name, mark) != mark}
+        others = (self._others | heard) & (self._marks.keys() - silent)
         for event, names in (("worker_joined", others - self._others), ("worker_lost", self._others - others)):
             for name in sorted(names):
                 self._log(event, worker=name)

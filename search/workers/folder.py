@@ -52,6 +52,7 @@ class FolderBoard(Board):
         self._claimed = Listing(self.path / "claimed", clock)
         self._done = Listing(self.path / "done", clock)
         self._watch = Watch(clock)
+        self._silent: frozenset[str] = frozenset()
         self._posted: dict[str, str] | None = None  # the file's name by key; None before it was looked up
         self._next = 0
         self._queue: deque[str] = deque()
@@ -195,13 +196,17 @@ class FolderBoard(Board):
 
     def reopen(self, silence_s: float) -> list[str]:
         claimed = sorted(self._claimed.names())
-        _touch(self.path / "beats")
+        beats = Listing(self.path / "beats", self._clock).names()
         marks = {}
-        for worker in {_parts(name)[2] for name in claimed}:
+        for worker in {_parts(name)[2] for name in claimed} | beats:
             row = _read_json(self.path / "beats" / worker)
             marks[worker] = None if row is None else (row["life"], row["count"])
-        silent = self._watch.silent(marks, silence_s)
-        return self._give_back([name for name in claimed if _parts(name)[2] in silent])
+        self._silent = frozenset(self._watch.silent(marks, silence_s))
+        return self._give_back([name for name in claimed if _parts(name)[2] in self._silent])
+
+    @property
+    def silent(self) -> frozenset[str]:
+        return self._silent
 
     def _give_back(self, names: Sequence[str]) -> list[str]:
         """Opens claimed work again, and returns the keys of what nobody else opened or finished first."""

@@ -64,6 +64,7 @@ class StudyBoard(Board):
             )
         self._patience_s, self._clock = patience_s, clock
         self._watch = Watch(clock)
+        self._silent: frozenset[str] = frozenset()
         self._opened: BaseStorage | None = None
         self._study: int | None = None
         self._glance: Glance | None = None
@@ -291,15 +292,18 @@ class StudyBoard(Board):
 
     def reopen(self, silence_s: float) -> list[str]:
         self._look()
-        beats = self._beats() if self._running else {}
         held = self._ask(self._seen().attributes, self._running) if self._running else {}
-        marks = {}
-        for number in self._running:
-            worker = held.get(number, {}).get(WORKER, "")
-            row = beats.get(worker, {})
-            marks[str(number)] = (worker, row.get("life"), row.get("count"))
-        silent = self._watch.silent(marks, silence_s)
-        return [key for number in map(int, sorted(silent, key=int)) if (key := self._revived(number)) is not None]
+        # `trial N` stands for whoever claimed a trial, and was not heard to say who he is; no worker's name has a space
+        claimants = {number: held.get(number, {}).get(WORKER, f"trial {number}") for number in self._running}
+        marks: dict[str, Any] = dict.fromkeys(claimants.values())
+        marks |= {worker: (row["life"], row["count"]) for worker, row in self._beats().items()}
+        self._silent = frozenset(self._watch.silent(marks, silence_s))
+        lost = sorted(number for number, claimant in claimants.items() if claimant in self._silent)
+        return [key for number in lost if (key := self._revived(number)) is not None]
+
+    @property
+    def silent(self) -> frozenset[str]:
+        return self._silent
 
     def _revived(self, number: int) -> str | None:
         """Ends the trial of a dead worker and posts its work anew; its key, unless the worker had finished it."""
