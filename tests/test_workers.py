@@ -172,7 +172,16 @@ def test_the_course_is_the_same_with_any_number_of_workers(given: list[str], tmp
     assert events.count("worker_joined") == 2
 
 
-def test_a_worker_that_has_only_the_study_sends_what_it_measured(tmp_path: Path) -> None:
+def test_a_worker_that_has_only_the_study_sends_what_it_measured_and_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = crew.Crew._spread
+
+    def spread_together(self: crew.Crew, *given: Any) -> None:
+        wait_until(self._look, "no worker came")
+        spread(self, *given)
+
+    monkeypatch.setattr(crew.Crew, "_spread", spread_together)
     alone, run_dir, study = tmp_path / "alone", tmp_path / "many" / "run", str(tmp_path / "study.journal")
     given = ["strategy=solver", "strategy.evaluations=10", "strategy.batch=4"]
     search(job_of(alone, *given, task="slowly.Steady"))
@@ -181,7 +190,7 @@ def test_a_worker_that_has_only_the_study_sends_what_it_measured(tmp_path: Path)
     assert joined.error is None
     assert_same(run_dir, alone / "run")
     assert sum("measured policy" in line for line in joined.said) > 0
-    assert not any("choices in" in line for line in joined.said), "it does not see where they are to be written"
+    assert sum("choices in" in line for line in joined.said) > 0
     assert not (run_dir / "workers" / "board").exists()
 
 

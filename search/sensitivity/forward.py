@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from search.errors import ConfigError, DataError
+from search.files import replacing
 from search.quality.interval import drop
 from search.quantize.prefix import PrefixRunner
 from search.quantize.simulate import QuantizedModel
@@ -34,11 +35,8 @@ WIDTH = 64
 GRAM_CHUNK = 2**12  # features multiplied at once in float64
 
 Progress = Callable[[int, int], None]
-Write = Callable[[Sequence[int], Callable[[], None]], None]
-"""Measures choices by their positions and writes what is found; calls the second after each."""
-Share = Callable[[Sequence[int], Write], None]
-"""Takes positions of choices and what measures some of them, and has them measured, by whom it likes; perhaps not all:
-what is missing is measured afterwards."""
+Share = Callable[["Sweep"], None]
+"""Has choices that a sweep misses measured, by whom it likes; perhaps not all: the rest is measured afterwards."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def forward_scores(
     bounds = Bounds(width, outputs, numbers, seed)
     sweep = Sweep(task, simulated, choices, base, bounds, shard, directory)
     if share and directory:
-        share(sweep.missing, sweep.write)
+        share(sweep)
     at_base = sweep.at_base
     totals = np.tile(at_base.totals, (len(choices), 1))
     changes = np.zeros((len(choices), *at_base.changes.shape), np.float32)
@@ -209,6 +207,15 @@ class Sweep:
         missing = set(self.missing)
         for _ in self.run([job for job in jobs if job in missing]):
             written()
+
+    def file(self, job: int) -> bytes:
+        """The file of a choice that is measured."""
+        return self._paths[job].read_bytes()
+
+    def put(self, job: int, file: bytes) -> None:
+        """Takes the file of a choice that was measured elsewhere."""
+        with replacing(self._paths[job]) as aside:
+            aside.write_bytes(file)
 
     def run(self, jobs: Sequence[int]) -> Iterator[tuple[int, Found]]:
         """Yields positions and what was found of them, first those whose files are there; others' files are written.

@@ -31,7 +31,7 @@ from search.progress import Progress
 from search.quality.evaluate import Evaluator
 from search.quality.store import Order
 from search.rundir import EVALUATIONS, UNRELATED, WORKERS, RunDirectory
-from search.sensitivity.forward import Share, Write
+from search.sensitivity.forward import Share, Sweep
 from search.stopping import Stop
 from search.workers.board import Board, Outcome, Work
 from search.workers.hands import SILENCE_S, Hands, Pulse, first_subject, measure_work, score_work
@@ -42,6 +42,9 @@ AHEAD = 3
 
 SHARES = 4
 """Shares of the choices to score for everybody who scores: who is quick takes more of them."""
+
+SENT = 16
+"""Choices in a share at most where what is found of them goes through a database: 512 KiB of each."""
 
 LOOK_S = 0.5
 """Seconds between looks at who is there."""
@@ -227,21 +230,24 @@ class Crew:
         return file
 
     def sharing(self, evaluator: Evaluator) -> Share | None:
-        """What spreads the scoring of choices; None where others do not see the run directory."""
-        if self._board is None or self._job.study or (self._job.workers == 1 and not self._look()):
+        """What spreads the scoring of choices; None where nobody else is expected to work."""
+        if self._board is None or (self._job.workers == 1 and not self._job.study and not self._look()):
             return None
 
-        def share(choices: Sequence[int], write: Write) -> None:
+        def share(sweep: Sweep) -> None:
             assert evaluator.store is not None
             subject, about = evaluator.store.subject(evaluator.simulated), asdict(self._job.sensitivity)
-            count = min(SHARES * max(self._job.workers, len(self._others) + 1), len(choices))
-            ends = [round(len(choices) * number / max(count, 1)) for number in range(count + 1)]
-            parts = [list(choices[start:end]) for start, end in pairwise(ends)]
-            self._spread([score_work(self._task, subject, part, about) for part in parts], write)
+            choices = sweep.missing
+            count = SHARES * max(self._job.workers, len(self._others) + 1)
+            if self._job.study:
+                count = max(count, -(-len(choices) // SENT))
+            ends = [round(len(choices) * number / count) for number in range(count + 1)]
+            parts = [choices[start:end] for start, end in pairwise(ends) if start < end]
+            self._spread([score_work(self._task, subject, part, about) for part in parts], sweep)
 
         return share
 
-    def _spread(self, works: list[Work], write: Write) -> None:
+    def _spread(self, works: list[Work], sweep: Sweep) -> None:
         """Has everybody score; begins alone where nobody is there yet."""
         total = sum(len(work.content["choices"]) for work in works)
         own = 0  # choices scored by this process that belong to no work that is over
@@ -254,12 +260,12 @@ class Crew:
             self._stop.check()
 
         while works and not self._look():
-            write(works[0].content["choices"], written)
+            sweep.write(works[0].content["choices"], written)
             own, works = 0, works[1:]
         self._ask(lambda board: board.post(works), None)
         polls = Polls()
         while works and self._look():
-            works = [work for work in works if self._found(work) is None]
+            works = [work for work in works if not self._is_scored(work, sweep)]
             own = 0
             self._progress.step(total - sum(len(work.content["choices"]) for work in works), total)
             self._stop.check()
@@ -267,11 +273,18 @@ class Crew:
             if mine is None:
                 polls.wait()
             elif mine.kind == "score":
-                write(mine.content["choices"], written)
+                sweep.write(mine.content["choices"], written)
                 self._finish(mine, Outcome(self.name, {}))
             else:
                 self._do(mine)
         self._ask(lambda board: board.withdraw([work.key for work in works]), None)
+
+    def _is_scored(self, work: Work, sweep: Sweep) -> bool:
+        """Whether work is over; takes what was found of it by one who does not see the run directory."""
+        outcome = self._found(work)
+        for choice, file in (outcome.content.get("files", {}) if outcome else {}).items():
+            sweep.put(int(choice), base64.b64decode(file))
+        return outcome is not None
 
     def _outcome(self, work: Work) -> Outcome | None:
         """What came of work; None where nobody is left who could do it."""
@@ -339,14 +352,12 @@ class Crew:
         nobody: dict[str, dict[str, Any]] = {}
         self._ask(lambda board: board.reopen(SILENCE_S), nothing)
         silent = self._ask(lambda board: board.silent, self._others)
-        before, self._marks = (
-            self._marks,
-            {
-                name: (facts["host"], facts["process"], facts["beats"])
-                for name, facts in self._ask(lambda board: board.workers(), nobody).items()
-                if facts.get("role") == "worker" and facts.get("is_ready")
-            },
-        )
+        before = self._marks
+        self._marks = {
+            name: (facts["host"], facts["process"], facts["beats"])
+            for name, facts in self._ask(lambda board: board.workers(), nobody).items()
+            if facts.get("role") == "worker" and facts.get("is_ready")
+        }
         heard = {name for name, mark in self._marks.items() if before.get(name, mark) != mark}
         others = (self._others | heard) & (self._marks.keys() - silent)
         for event, names in (("worker_joined", others - self._others), ("worker_lost", self._others - others)):

@@ -94,19 +94,23 @@ def first_subject(stages: Stages) -> Subject:
 class Hands:
     """Does work on the networks of one search."""
 
-    def __init__(self, name: str, stages: Stages, run_dir: Path | None = None, restores: bool = False) -> None:
+    def __init__(
+        self, name: str, stages: Stages, folder: Path, *, sends_scores: bool = False, restores: bool = False
+    ) -> None:
         """Takes up the networks.
 
         Args:
             name: Who works.
             stages: The networks.
-            run_dir: The run directory, where it is seen: what is scored is written there.
+            folder: Where what is scored is written: the run directory, or a folder of one's own.
+            sends_scores: Whether what is scored goes with the outcome, too, as the search does not see the folder.
             restores: Whether the networks are left with the repair within the loop that they were found with, for
                 somebody else who is measuring them.
         """
         self._name = name
         self._stages = stages
-        self._run_dir = run_dir
+        self._folder = folder
+        self._sends_scores = sends_scores
         self._restores = restores
         self._sweeps: dict[str, Sweep] = {}
 
@@ -134,8 +138,10 @@ class Hands:
                 )
             if work.kind == "measure":
                 return {"file": base64.b64encode(evaluator.fill(order_of(work.content))).decode()}
-            self._sweep(evaluator, subject).write(work.content["choices"])
-            return {}
+            sweep, choices = self._sweep(evaluator, subject), work.content["choices"]
+            sweep.write(choices)
+            sent = choices if self._sends_scores else ()
+            return {"files": {str(choice): base64.b64encode(sweep.file(choice)).decode() for choice in sent}}
 
     @contextmanager
     def _repaired(self, subject: Subject) -> Iterator[Evaluator]:
@@ -155,10 +161,9 @@ class Hands:
                 calibrated.repair_with(held)
 
     def _sweep(self, evaluator: Evaluator, subject: Subject) -> Sweep:
-        assert self._run_dir is not None
         if subject.digest not in self._sweeps:
             job, space = self._stages.ground.job, self._stages.ground.space
-            sweep = sweep_of(job.task, evaluator.simulated, space, job.sensitivity, self._run_dir)
+            sweep = sweep_of(job.task, evaluator.simulated, space, job.sensitivity, self._folder)
             self._sweeps[subject.digest] = sweep
         return self._sweeps[subject.digest]
 

@@ -145,7 +145,7 @@ class Worker:
             raise OtherAnswersError(_explained(differing, about["evaluations"], found))
         if asdict(first_subject(stages)) != about["subject"]:
             raise OtherAnswersError(_explained(["answers"], {"answers": "quantized"}, {}))
-        return Hands(self._name, stages, self._run_dir)
+        return Hands(self._name, stages, self._run_dir or folder, sends_scores=self._run_dir is None)
 
     def _do_all(self, hands: Hands) -> str:
         """Works; returns why no more."""
