@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from search.errors import ConfigError
+from search.units import COST_NAMES, quantity
 
 RATIOS = {
     "latency_ratio": "latency_s",
@@ -105,3 +106,19 @@ class Budget:
         name = next((name for name in self.given() if RATIOS.get(name, name) == cost), cost)
         given = self.given().get(name, limit)
         return f"budget.{name}={given:g}", f"{value / limit * given:.4g}"
+
+
+def budget_words(limits: Mapping[str, float], reference: str = "float") -> str:
+    """A budget in a few words, such as `size ≤ 0.14 × float, drop ≤ 0.01`.
+
+    Args:
+        limits: The limits by their config names, as `Budget.given` returns them.
+        reference: What ratios refer to.
+    """
+
+    def limit(name: str, value: float) -> str:
+        if name in RATIOS:
+            return f"{name.removesuffix('_ratio').replace('_', ' ')} ≤ {value:g} × {reference}"
+        return f"{COST_NAMES[name]} ≤ {quantity(name, value)}" if name in COST_NAMES else f"drop ≤ {value:g}"
+
+    return ", ".join(limit(name, value) for name, value in limits.items()) or "no limit"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from search.budget import budget_words
 from search.units import COST_NAMES, interval, quantity, significant
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ def print_result(result: Result, console: Console) -> None:
     plan, run = result.plan, result.run
     costs = run.info().get("front_costs", [])
     print_table(front_table(result.front, plan, costs if len(costs) > 1 else ()), console)
-    limits = ", ".join(f"{name} {value:g}" for name, value in plan.budget.limits.items()) or "none"
+    budget = budget_words(plan.budget.limits, plan.budget.reference)
     style, quality = VERDICT_STYLE[plan.budget.verdict], plan.quality
     drop = interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
     console.print(
-        f"Budget ({limits}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: "
+        f"Budget ({budget}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: "
         f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, drop {drop}) at "
         f"{plan.average_weight_bits:.2f} bits per weight, {quantity('weight_bytes', plan.cost['weight_bytes'].value)}",
         highlight=False,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from search.budget import Budget
+from search.budget import Budget, budget_words
 from search.errors import ConfigError
 
 REFERENCE = {
@@ -61,3 +61,10 @@ def test_unknown_reference() -> None:
 def test_a_cost_the_hardware_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r"budget\.latency_ratio needs a hardware model that knows latency_s"):
         Budget(latency_ratio=0.5).limits(REFERENCE | {"latency_s": math.nan})
+
+
+def test_budgets_in_words() -> None:
+    assert budget_words(Budget(size_ratio=0.3).given()) == "size ≤ 0.3 × float"
+    assert budget_words({"bit_ops_ratio": 0.5}, "int8") == "bit ops ≤ 0.5 × int8"
+    assert budget_words({"weight_bytes": 2048.0, "quality_drop": 0.01}) == "stored size ≤ 2.00 KiB, drop ≤ 0.01"
+    assert budget_words({}) == "no limit"

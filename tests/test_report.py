@@ -51,7 +51,7 @@ from search.job import Job, SpaceSettings
 from search.plan import PlannedRepair
 from search.policy import Policy
 from search.report import write_report
-from search.report.sentences import budget_text, notes
+from search.report.sentences import notes
 from search.report.tables import front_rows, layer_rows, winner_rows
 from search.run import search
 from search.rundir import RunDirectory
@@ -725,18 +725,6 @@ def test_tables_hold_every_row_and_exact_numbers(solved: RunDirectory) -> None:
     assert size is not None
     assert f"{size:,.0f} B" in numbers["stored size (exact)"]
     assert float(numbers["accuracy on the report split (120 samples)"]) == pytest.approx(plan.quality.value, rel=1e-5)
-
-
-def test_budgets_in_words(solved: RunDirectory) -> None:
-    plan = solved.plan()
-    assert plan is not None
-
-    def words(**limits: float) -> str:
-        return budget_text(plan.model_copy(update={"budget": plan.budget.model_copy(update={"limits": limits})}))
-
-    assert words(size_ratio=0.3) == "size at most 0.3 of float"
-    assert words(weight_bytes=2048, quality_drop=0.01) == "stored size at most 2.00 KiB, drop of quality at most 0.01"
-    assert words() == "no limit"
 
 
 def test_terminal_shows_every_cost_the_front_is_about(solved: RunDirectory) -> None:

@@ -96,7 +96,7 @@ def read_budget(limits: Sequence[str]) -> Budget:
 
 def best_table(found: Sequence[Found], question: Question) -> Table:
     """The plans, best first; a column for every cost that the budget limits beside bits, size and latency."""
-    from search.budget import RATIOS
+    from search.budget import RATIOS, budget_words
     from search.terminal import plain_table
     from search.units import COST_NAMES, interval, quantity, significant
 
@@ -104,7 +104,7 @@ def best_table(found: Sequence[Found], question: Question) -> Table:
     further = [cost for cost in costs if cost not in ("drop", "certain_drop", "average_weight_bits")]
     metric = found[0].tags.get("metric", "quality")
     headers = [COST_NAMES.get(cost, cost.replace("_", " ")) for cost in further]
-    limits = ", ".join(f"{name} at most {limit:g}" for name, limit in question.budget.given().items()) or "no limit"
+    limits = budget_words(question.budget.given(), question.budget.reference)
     workloads = dict.fromkeys(plan.tags.get("workload", "") for plan in found)
     alike = len(workloads) == 1
     table = plain_table(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search.budget import budget_words
 from search.comparison.gather import Run
 from search.rundir import UNRELATED
-from search.units import COST_NAMES, quantity
 
 MOST_SETTINGS = 3
 """Settings that the name of an arm tells before it only counts them."""
@@ -57,10 +57,10 @@ def sort_runs(runs: Sequence[Run]) -> list[Entry]:
         together[groups[run.run_id], places[run.run_id]].append(run)
     entries = []
     for (group, place), members in sorted(together.items()):
-        ranked = sorted(members, key=lambda run: (budget_words(run), _merit(run)))
+        ranked = sorted(members, key=lambda run: (_budget(run), _merit(run)))
         seen: set[str] = set()
         for rank, run in enumerate(ranked):
-            budget = budget_words(run)
+            budget = _budget(run)
             is_best = run.plan is not None and budget not in seen
             seen.add(budget)
             entries.append(Entry(run, names[run.run_id], group, place, arms[run.run_id], budget, rank, is_best))
@@ -80,15 +80,9 @@ def _merit(run: Run) -> tuple[float, ...]:
     return (VERDICTS.index(run.plan.budget.verdict), *(losses if run.drop_limit is None else losses[::-1]))
 
 
-def budget_words(run: Run) -> str:
-    """The budget in a few words, such as `size ≤ 0.14 × float`."""
-
-    def limit(name: str, value: float) -> str:
-        if name.endswith("_ratio"):
-            return f"{name.removesuffix('_ratio').replace('_', ' ')} ≤ {value:g} × {run.reference}"
-        return f"{COST_NAMES[name]} ≤ {quantity(name, value)}" if name in COST_NAMES else f"drop ≤ {value:g}"
-
-    return ", ".join(limit(name, value) for name, value in run.budget.items()) or "no limit"
+def _budget(run: Run) -> str:
+    """What a run's budget is called."""
+    return budget_words(run.budget, run.reference)
 
 
 def _groups(runs: Sequence[Run]) -> dict[str, str]:
@@ -120,7 +114,7 @@ def _of_arm(run: Run) -> dict[str, Any]:
         parts = key.split(".")
         if parts[0] not in (*elsewhere, "budget") and parts[-1] != "seed":
             settings[key.removeprefix("strategy.")] = value
-    return settings | {"budget": budget_words(run)}
+    return settings | {"budget": _budget(run)}
 
 
 def _named(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.budget import budget_words
 from search.errors import DataError
 from search.events import EventLog
 from search.figures import style, words
@@ -23,7 +24,7 @@ from search.plan import Plan
 from search.report import tables
 from search.report.course import read_course
 from search.report.plan_diff import best_uniform, plan_diff
-from search.report.sentences import budget_text, facts, final_hypervolume, notes, versus_words
+from search.report.sentences import facts, final_hypervolume, notes, versus_words
 from search.rundir import RunDirectory, flat
 from search.storages import hidden
 from search.units import COST_NAMES, quantity
@@ -97,7 +98,7 @@ def write_report(run: RunDirectory) -> Path:
         facts=facts(plan),
         notes=notes(about, plan),
         winner=tables.winner_rows(plan),
-        budget=budget_text(plan),
+        budget=budget_words(plan.budget.limits, plan.budget.reference),
         drop=tables.drop_text(plan.quality, 4),
         size=quantity("weight_bytes", plan.cost["weight_bytes"].value),
         costs=[COST_NAMES[plane.cost] for plane in planes],

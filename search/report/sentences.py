@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOW_CORRELATION = 0.5
-LIMIT_COSTS = {
-    "size_ratio": "size",
-    "latency_ratio": "latency",
-    "energy_ratio": "energy",
-    "bit_ops_ratio": "bit operations",
-}
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:
@@ -40,19 +34,6 @@ def final_hypervolume(history: pd.DataFrame | None) -> float | None:
     """How much the front covers in the end; None where the run does not say."""
     known = [] if history is None else history["hypervolume"].dropna().tolist()
     return known[-1] if known else None
-
-
-def budget_text(plan: Plan) -> str:
-    """The budget in words, such as `size at most 0.14 of float`."""
-
-    def limit(name: str, value: float) -> str:
-        if name in LIMIT_COSTS:
-            return f"{LIMIT_COSTS[name]} at most {value:g} of {plan.budget.reference}"
-        if name in COST_NAMES:
-            return f"{COST_NAMES[name]} at most {quantity(name, value)}"
-        return f"drop of quality at most {value:g}"
-
-    return ", ".join(limit(name, value) for name, value in plan.budget.limits.items()) or "no limit"
 
 
 def notes(about: Mapping[str, Any], plan: Plan) -> list[str]:
