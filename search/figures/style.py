@@ -122,9 +122,10 @@ def panels(width: float, heights: Sequence[float], columns: int = 1, room: float
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, sum(heights) + room), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, sum(heights) + room), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=list(heights)).ravel().tolist()
     for axis in axes:
+        axis.set_facecolor("none")  # whatever paper the figure is on
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(TRIAL)
         axis.tick_params(labelsize=NORMAL, color=TRIAL, labelcolor=INK)
@@ -211,8 +212,11 @@ def swatches(found: Mapping[str, str | Colour]) -> dict[str, Any]:
 
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file, the same for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    _lay_out(figure)
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -227,14 +231,27 @@ def svg(figure: Figure, name: str) -> str:
         name: What its identifiers begin with, so that those of several figures on a page differ.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
+    _lay_out(figure)
+    paper = figure.get_facecolor()
+    figure.set_facecolor("none")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.image_inline": True}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.set_facecolor(paper)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>| font-family: [^;]*;", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return re.sub("|".join(DARK), lambda found: f"var(--c-{found[0][1:]}, {found[0]})", text)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Settles where everything stands, once: `savefig` would find it anew, and draw all of it twice, for every file."""
+    from matplotlib.layout_engine import PlaceHolderLayoutEngine
+
+    engine = figure.get_layout_engine()
+    if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
