@@ -4,17 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-cluster lint verify-backends benchmark clean
+.PHONY: search test test-system lint verify-backends benchmark clean
 
 search: $(READY)
 	$(BIN)/bitplan search $(ARGS)
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not backend and not cluster" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not backend and not system" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Slurm, PostgreSQL and Chromium for real; .ci/run installs them.
-test-cluster: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test-system: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "system and not slow" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,8 +17,9 @@ torch.set_num_threads(1)  # tensors here are tiny: on a busy machine, waiting fo
 
 
 LONG = (
-    *("test_readme.py", "test_resume.py", "test_sweep.py", "test_tracking.py", "test_tracking_live.py"),
-    *("test_faults.py", "test_workers.py", "test_interrupt.py"),
+    *("test_slurm.py", "test_readme_quickstart.py", "test_readme_workers.py", "test_readme_sweeps.py"),
+    *("test_tracking.py", "test_sweep.py", "test_tracking_live.py", "test_faults.py", "test_workers.py"),
+    *("test_resume.py", "test_interrupt.py"),
 )
 """Files of few tests that run whole commands: were they last, one of two processes would wait for the other."""
 

@@ -56,7 +56,7 @@ def database(server: PostgresServer) -> str:
     return server.make_database()
 
 
-@pytest.mark.cluster
+@pytest.mark.system
 class TestPostgresBoard(BoardContract):
     @pytest.fixture
     def make_board(self, database):
@@ -64,7 +64,7 @@ class TestPostgresBoard(BoardContract):
 
 
 @pytest.fixture(
-    params=["folder", "journal", pytest.param("postgres", marks=pytest.mark.cluster)],
+    params=["folder", "journal", pytest.param("postgres", marks=pytest.mark.system)],
 )
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place for a board that several processes use."""
@@ -525,7 +525,7 @@ def restarting(server: PostgresServer, mode: str, away_s: float) -> Iterator[Non
         thread.join()
 
 
-@pytest.mark.cluster
+@pytest.mark.system
 class TestServer:
     @pytest.fixture
     def where(self, database: str) -> str:
@@ -537,10 +537,12 @@ class TestServer:
     ) -> None:
         board = board_at(where)
         works = squares(150)
+        names = {"w0", "w1", "w2"}
         board.open({"about": "squares"})
-        board.post(works)
-        for name in ("w0", "w1", "w2"):
+        for name in names:
             crowd.join(name)
+        eventually(lambda: time.sleep(0.01) or names == set(board.workers()))
+        board.post(works)
         eventually(lambda: time.sleep(0.01) or sum(crowd.finished().values()) > 10)
         with restarting(server, mode, 1.0):
             before = sum(board.outcome(work.key) is not None for work in works)

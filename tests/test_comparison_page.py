@@ -19,7 +19,7 @@ from tests.compared import failed, finished, sweep
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.system
 
 CHROMIUM = "/usr/bin/chromium"
 

@@ -437,6 +437,7 @@ def test_the_command_says_in_one_line_what_is_wrong_with_a_folder(
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
+@pytest.mark.system
 def test_a_sweep_in_a_full_folder_goes_on_or_is_refused(
     tmp_path: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -453,6 +454,7 @@ def test_a_sweep_in_a_full_folder_goes_on_or_is_refused(
     assert {path: path.read_bytes() for path in kept} == kept
 
 
+@pytest.mark.system
 def test_a_tracking_server_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
     """It accepts connections and never answers. The deadline is generous: minutes of retries would be over it."""
     accepted: list[socket.socket] = []

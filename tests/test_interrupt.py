@@ -259,6 +259,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.system
 def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     """Once for the whole way: the key, the process group, the exit code, and what the terminal is left like."""
     run = RunDirectory(tmp_path / "run")

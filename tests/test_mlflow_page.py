@@ -18,7 +18,7 @@ import pytest
 from browser import INSIDE, Browser, Opened, chromium, opened
 from playwright.sync_api import Page
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.system
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 PATIENCE_S = 90.0

@@ -19,7 +19,7 @@ from search.rundir import RunDirectory
 from search.strategies.solver import Solver
 from search.tasks.digits import Digits
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="session")

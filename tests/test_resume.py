@@ -54,6 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.system
 def test_killed_again_and_again_it_ends_with_the_same_plan(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     done: dict[str, list[str]] = {log: [] for log in LOGS}
@@ -73,6 +74,7 @@ def test_killed_again_and_again_it_ends_with_the_same_plan(undisturbed: Path, tm
     assert (run_dir / "plan.safetensors").read_bytes() == (undisturbed / "plan.safetensors").read_bytes()
 
 
+@pytest.mark.system
 def test_a_torn_line_is_dropped_and_measured_again(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     kill_when(run_dir, "trials.jsonl", 3)
@@ -84,6 +86,7 @@ def test_a_torn_line_is_dropped_and_measured_again(undisturbed: Path, tmp_path: 
     ]
 
 
+@pytest.mark.system
 def test_other_settings_in_the_same_directory_are_refused(undisturbed: Path) -> None:
     process = start(undisturbed, "seed=3")
     output, _ = process.communicate(timeout=120)

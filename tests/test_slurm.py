@@ -20,7 +20,7 @@ from search.events import EventLog
 from search.trials import TrialLog
 
 pytestmark = [
-    pytest.mark.cluster,
+    pytest.mark.system,
     pytest.mark.skipif(not is_installed(), reason="needs Slurm and Munge: apt-get install slurm-wlm munge"),
 ]
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")

@@ -42,6 +42,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own, on every query
 def test_two_jobs_at_once_do_not_collide(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
@@ -71,6 +72,7 @@ def test_two_jobs_at_once_do_not_collide(tmp_path: Path) -> None:
     assert "sweep.csv" in done.stdout
 
 
+@pytest.mark.system
 def test_a_failed_job_leaves_the_others_be_and_a_directory_used_again_says_so(tmp_path: Path) -> None:
     first = sweep(tmp_path, "tracking=none", "budget.average_weight_bits=1,4")
     assert first.returncode == 2, first.stdout + first.stderr

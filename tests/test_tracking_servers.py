@@ -27,7 +27,7 @@ from search.tracking.mirror import sync
 from search.tracking.settings import TrackingSettings
 
 pytestmark = [
-    pytest.mark.cluster,
+    pytest.mark.system,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's, with SQLAlchemy 2.1
 ]
 SYNC = (

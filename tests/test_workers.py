@@ -305,7 +305,7 @@ def test_a_board_that_is_lost_costs_the_workers_and_not_the_search(tmp_path: Pat
     assert [text for text in trouble.notices if "goes on without workers" in text]
 
 
-@pytest.mark.cluster
+@pytest.mark.system
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a thread's connection outlives it
 def test_a_database_restarts_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from postgres import running_postgres
@@ -384,7 +384,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.cluster
+@pytest.mark.system
 def test_a_worker_is_killed_and_the_plan_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start(tmp_path, "workers=2")
@@ -401,7 +401,7 @@ def test_a_worker_is_killed_and_the_plan_is_the_same(undisturbed: Path, tmp_path
     assert not list((run_dir / "workers" / "board" / "claimed").iterdir())
 
 
-@pytest.mark.cluster
+@pytest.mark.system
 def test_the_search_is_killed_and_goes_on_with_its_workers(undisturbed: Path, tmp_path: Path) -> None:
     """The worker that it started leaves with it; the one that joined from elsewhere stays."""
     run_dir = tmp_path / "run"

@@ -216,7 +216,8 @@ def png(figure: Figure) -> bytes:
 
     buffer = io.BytesIO()
     _lay_out(figure)
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -237,8 +238,9 @@ def svg(figure: Figure, name: str) -> str:
     _lay_out(figure)
     paper = figure.get_facecolor()
     figure.set_facecolor("none")
+    canvas: Any = FigureCanvasSVG(figure)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.image_inline": True}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     figure.set_facecolor(paper)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
