@@ -35,9 +35,10 @@ class Goal:
 
     @classmethod
     def of(cls, budget: Mapping[str, float], metric: str = "quality") -> Goal:
-        """Reads it off a budget's limits by their config names, as `Budget.given` returns them."""
-        costs = (RATIOS.get(name, name) for name in budget if name != "quality_drop")
-        return cls(next(costs, "weight_bytes"), budget.get("quality_drop"), metric)
+        """Reads it off a budget's limits by their config names, as `Budget.given` returns them; others are ignored."""
+        costs = (RATIOS.get(name, name) for name in budget)
+        known = (cost for cost in costs if cost in COST_NAMES)
+        return cls(next(known, "weight_bytes"), budget.get("quality_drop"), metric)
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
         """Sorts trials that were measured whole, best first, as `Objective.rank` does."""

@@ -2,9 +2,10 @@
 
 A run is known by its `run_id`, wherever it lies. Of one that is in two places, the one further on stays, provided that
 the other's trials are where it began; runs that went different ways from a common start are refused, as are workers'
-shards and evaluations that contradict each other. Of evaluations the file with more measured scores stays. Sources are
-only read. Every file is replaced in one step, and a run appears in one step, so that a merge may be cut short and
-repeated, and merging twice changes nothing. MLflow's databases are left alone: `bitplan sync` rebuilds what they show.
+shards and evaluations that contradict each other, runs that are damaged, and those that a search is at work on where
+they are merged to. Of evaluations the file with more measured scores stays. Sources are only read. Every file is
+replaced in one step, and a run appears in one step, so that a merge may be cut short and repeated, and merging twice
+changes nothing. MLflow's databases are left alone: `bitplan sync` rebuilds what they show.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from search.claims import Claim
-from search.errors import ConfigError, DataError, file_errors
+from search.claims import Claim, is_claimed
+from search.errors import BitplanError, ConfigError, DataError, file_errors, one_line
 from search.files import JsonLines, copy_file, write_json
-from search.rundir import EVALUATIONS, TABLES, WORKERS, RunDirectory, runs_below
+from search.rundir import EVALUATIONS, MOVE_AWAY, TABLES, WORKERS, RunDirectory, runs_below
 
 LAST = ("trials.jsonl", "run.json")
 """Files that say how far a run is: they are copied when all others are there."""
@@ -71,7 +73,7 @@ def merge(sources: Sequence[Path], into: Path, dry_run: bool = False) -> Merged:
 
     Raises:
         DataError: If a source does not exist, or holds nothing to merge.
-        ConfigError: If a source and `into` lie in each other, or another merge is at work.
+        ConfigError: If a source and `into` lie in each other, `into` is itself a run, or another merge is at work.
         FileError: If a file cannot be read or written.
     """
     for source in sources:
@@ -98,6 +100,11 @@ def _check(source: Path, into: Path) -> None:
     inner, outer = source.resolve(), into.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise ConfigError(f"{source} and --into {into} lie in each other; merge into a folder beside the sources")
+    if (into / "run.json").is_file():
+        raise ConfigError(
+            f"--into {into} is itself a run, and runs do not lie in each other; name the folder that holds it, "
+            f"--into {outer.parent}, or any other that is no run"
+        )
     if not (runs_below(source) or any((source / name).is_dir() for name in (EVALUATIONS, TABLES))):
         raise DataError(
             f"{source} holds nothing to merge: no run.json in it or below it, no {EVALUATIONS}/ and no {TABLES}/"
@@ -123,7 +130,7 @@ class Standing:
     @classmethod
     def of(cls, home: Path, run: RunDirectory) -> Standing:
         """Reads how far a run is."""
-        return cls(home, run.path, run.info()["status"], tuple(JsonLines(run.file("trials.jsonl")).read()))
+        return cls(home, run.path, _told(run)["status"], tuple(JsonLines(run.file("trials.jsonl")).read()))
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -151,8 +158,8 @@ class Merging:
         self._runs: dict[str, Standing] = {}
         for run in runs_below(into):
             try:
-                self._runs[run.info()["run_id"]] = Standing.of(run.path, run)
-            except (DataError, KeyError, ValueError) as error:
+                self._runs[_told(run)["run_id"]] = Standing.of(run.path, run)
+            except (DataError, ValueError) as error:
                 self.done.refused.append(_reason(run, error))
         self._homes = {run.path for run in runs_below(into)}
 
@@ -162,7 +169,7 @@ class Merging:
         for run in runs_below(source):
             try:
                 self._add_run(run, source)
-            except (DataError, KeyError, ValueError) as error:
+            except (ConfigError, DataError, ValueError) as error:
                 self.done.refused.append(_reason(run, error))
         for policy in _files(source / EVALUATIONS):
             self._add_evaluation(policy, self._into / EVALUATIONS / policy.relative_to(source / EVALUATIONS))
@@ -170,7 +177,7 @@ class Merging:
             self._add_table(table, self._into / TABLES / table.name)
 
     def _add_run(self, run: RunDirectory, source: Path) -> None:
-        info = run.info()
+        info = _told(run)
         there = self._runs.get(info["run_id"])
         here = Standing.of(there.home if there else self._home(run, source, info["run_id"]), run)
         if there is None:
@@ -201,8 +208,10 @@ class Merging:
         """Where a new run goes: to its path below the source, beside what is there already."""
         below = run.path.relative_to(source)
         home = self._into / (below if below.parts else source.resolve().name)
-        is_free = home not in self._homes and not home.exists()
-        return home if is_free else home.with_name(f"{home.name}-{run_id[:8]}")
+        second = f"{home.name}-{run_id[:8]}"
+        names = chain([home.name, second], (f"{second}-{number}" for number in count(2)))
+        places = (home.with_name(name) for name in names)
+        return next(place for place in places if place not in self._homes and not os.path.lexists(place))
 
     def _copy_new(self, here: Standing, info: dict[str, Any]) -> None:
         """Copies a run beside its place and renames it, so that it is whole or not there; a rest is gone on with."""
@@ -214,10 +223,24 @@ class Merging:
             os.rename(aside, here.home)
 
     def _update(self, here: Standing, there: Standing, info: dict[str, Any]) -> None:
-        """Brings a run on, what says how far it is last: if cut short, the next merge does it again."""
+        """Brings a run on, what says how far it is last: if cut short, the next merge does it again.
+
+        Raises:
+            ConfigError: If a search is at work on it.
+        """
         claim = Claim(there.home)
-        if not self._dry_run:
-            claim.take()
+        at_work = ConfigError(
+            f"another search is running in {there.home}, which is left as it is; merge {here.content} again when that "
+            "has ended"
+        )
+        if self._dry_run:
+            if is_claimed(there.home):
+                raise at_work
+        else:
+            try:
+                claim.take()
+            except ConfigError as error:
+                raise at_work from error
         try:
             for file in _in_order(here.content):
                 below = file.relative_to(here.content)
@@ -339,5 +362,23 @@ def _agree(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.nda
     return bool(np.array_equal(ours[0][both], theirs[0][both], equal_nan=True))
 
 
+def _told(run: RunDirectory) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        DataError: If it is damaged, or does not say which run it is and how it is.
+    """
+    info = run.info()
+    run_id, status = info.get("run_id"), info.get("status")
+    wrong = None
+    if not isinstance(run_id, str) or not run_id or Path(run_id).name != run_id:  # files are named after it
+        wrong = f"its run_id is {run_id!r}, and should be a word" if "run_id" in info else "it has no run_id"
+    elif status not in STATUSES:
+        wrong = f"its status is {status!r}, and should be one of {', '.join(STATUSES)}"
+    if wrong:
+        raise DataError(f"run.json of {run.path} is damaged: {wrong}; {MOVE_AWAY}")
+    return info
+
+
 def _reason(run: RunDirectory, error: Exception) -> str:
-    return f"{run.path}: run.json has no {error}" if isinstance(error, KeyError) else f"{run.path}: {error}"
+    return one_line(error) if isinstance(error, BitplanError) else f"{run.path}: {one_line(error)}"

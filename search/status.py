@@ -8,26 +8,28 @@ or a worker's beat. Clocks of machines differ, so ages are what they seem to be 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from search.claims import CLAIM, SILENCE_S, is_claimed
-from search.errors import DataError, one_line
+from search.errors import DAMAGED, BitplanError, DataError, one_line
 from search.events import read_events
 from search.headway import Goal, Headway, duration
 from search.policy import Policy
-from search.rundir import RunDirectory
+from search.rundir import MOVE_AWAY, RunDirectory
 from search.trials import Trial
 
 RunState = Literal["running", "finished", "interrupted", "failed", "dead", "damaged"]
 STATES: tuple[RunState, ...] = ("running", "finished", "interrupted", "failed", "dead", "damaged")
-"""At work; done; stopped by the user; ended by an error; says that it is running, but is not; run.json is no use."""
+"""At work; done; stopped by the user; ended by an error; says that it is running, but is not; its files are no use."""
 
 NEEDY = ("interrupted", "failed", "dead", "damaged")
 """States of runs that are not done and will not go on by themselves."""
@@ -111,32 +113,43 @@ class RunStatus:
 
 
 def read_status(run: RunDirectory, now: float | None = None) -> RunStatus:
-    """Reads how far a run is.
+    """Reads how far a run is; one whose files are no use is `damaged`, and says why.
 
     Args:
         run: Its directory.
         now: Seconds since 1970; by default the time it is.
     """
-    now = time.time() if now is None else now
     try:
-        info = run.info()
-    except (DataError, OSError) as error:
-        return RunStatus(run.path, "damaged", {}, error=one_line(error))
+        return _read(run, run.info(), time.time() if now is None else now)
+    except DAMAGED as error:
+        return RunStatus(run.path, "damaged", {}, error=_why(error))
+
+
+def _read(run: RunDirectory, info: Mapping[str, Any], now: float) -> RunStatus:
+    """Reads how far a run is.
+
+    Raises:
+        Exception: Any of `DAMAGED`, where its files are no use.
+    """
+    config = _mapping(run, info, "config")
+    strategy = _mapping(run, config, "config.strategy")
+    budget = _mapping(run, info, "budget")
+    _number(run, info, "seconds")
+    _number(run, budget, "budget.quality_drop")
+    allowance = _number(run, strategy, "config.strategy.evaluations")
+    seconds = _number(run, strategy, "config.strategy.seconds")
+    goal = Goal.of(budget, f"{info.get('metric') or 'quality'}")
     names = ("task", "hardware", "strategy", "seed", "metric", "budget", "digest", "verdict", "seconds", "stopped")
     about = {name: info[name] for name in names if info.get(name) is not None}
-    events = read_events(run.file("log.jsonl"))
+    events = [event for event in read_events(run.file("log.jsonl")) if _is_number(event.get("time", 0.0))]
     rows, damaged = _rows(run.file("trials.jsonl"))
     notes = [f"{damaged} damaged lines of trials.jsonl are left out"] if damaged else []
 
-    config = info.get("config") or {}
-    strategy = config.get("strategy") or {}
-    allowance, seconds = strategy.get("evaluations"), strategy.get("seconds")
-    goal = Goal.of(info.get("budget") or {}, info.get("metric") or "quality")
     clock = Replay(now)
     overall, headway = (Headway(allowance, goal, seconds, clock) for _ in range(2))
     trials = {}
     for row in rows:
-        trial = _trial(row)
+        trial = _trial(row, goal)
         if trial is None:
             notes.append("a line of trials.jsonl is no trial and left out")
             continue
@@ -145,7 +158,8 @@ def read_status(run: RunDirectory, now: float | None = None) -> RunStatus:
     session = _last_session(events)
     for event in session:
         clock.now = event.get("time", clock.now)
-        _replay(headway, event, trials)
+        with suppress(*DAMAGED):  # of an event that is not what its name says
+            _replay(headway, event, trials)
     clock.now = now
 
     signs = [event["time"] for event in events[-1:] if "time" in event] + _touched(run)
@@ -185,6 +199,42 @@ def read_status(run: RunDirectory, now: float | None = None) -> RunStatus:
     )
 
 
+def _why(error: Exception) -> str:
+    """Why the files of a run are no use, on one line."""
+    if isinstance(error, (BitplanError, OSError)):
+        return one_line(error)
+    said = f"it has no {error}" if isinstance(error, KeyError) else one_line(error) or type(error).__name__
+    return f"a file of it is damaged ({said}); {MOVE_AWAY}"
+
+
+def _mapping(run: RunDirectory, holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object in run.json of that dotted name, whose last part `holder` holds; empty where there is none.
+
+    Raises:
+        DataError: If it is something else.
+    """
+    value = holder.get(name.rpartition(".")[2])
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(f"run.json of {run.path} is damaged: {name} is {value!r}, and should be an object; {MOVE_AWAY}")
+    return value or {}
+
+
+def _number(run: RunDirectory, holder: Mapping[str, Any], name: str) -> float | None:
+    """The number in run.json of that dotted name, whose last part `holder` holds; None where there is none.
+
+    Raises:
+        DataError: If it is something else.
+    """
+    value = holder.get(name.rpartition(".")[2])
+    if value is not None and not _is_number(value):
+        raise DataError(f"run.json of {run.path} is damaged: {name} is {value!r}, and should be a number; {MOVE_AWAY}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def totals(statuses: Iterable[RunStatus]) -> dict[RunState, int]:
     """How many runs are in each state, without those in which there is none."""
     counted = Counter(status.state for status in statuses)
@@ -218,13 +268,17 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, len(lines) - len(rows)
 
 
-def _trial(row: Mapping[str, Any]) -> Trial | None:
+def _trial(row: Mapping[str, Any], goal: Goal) -> Trial | None:
     """A trial without its policy, which takes long to read; None where the row is none."""
-    names = ("number", "fidelity", "metrics", "cost", "seconds", "state")
-    if not all(name in row for name in names):
-        return None
-    known = {name: row[name] for name in names}
-    return Trial(policy=NOBODY, proposing_seconds=row.get("proposing_seconds", 0.0), **known)
+    with suppress(*DAMAGED):
+        known = {name: row[name] for name in ("fidelity", "metrics", "cost", "seconds", "state")}
+        proposing = row.get("proposing_seconds", 0.0)
+        trial = Trial(number=int(row["number"]), policy=NOBODY, proposing_seconds=proposing, **known)
+        Headway(None, goal).trial(trial, known=True)
+        if trial.is_whole:
+            goal.describe(trial)
+        return trial
+    return None
 
 
 def _last_session(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -238,7 +292,7 @@ def _replay(headway: Headway, event: Mapping[str, Any], trials: Mapping[int, Tri
     kind = event["event"]
     if kind == "stage":
         headway.stage(f"{event.get('name')}")
-    elif kind == "step":
+    elif kind == "step" and _is_number(event["done"]) and _is_number(event["total"]):
         headway.step(event["done"], event["total"])
     elif kind == "trial" and event.get("number") in trials:
         headway.trial(trials[event["number"]], bool(event.get("known")))
@@ -294,14 +348,14 @@ def _workers(run: RunDirectory, now: float) -> Iterable[WorkerStatus]:
     """Those who work through the run's own board, and what each has claimed."""
     claimed: dict[str, list[str]] = {}
     for path in sorted(run.path.glob("workers/*/claimed/*~*~*")):
-        _, key, worker = path.name.split("~")
+        _, key, worker = path.name.split("~", 2)  # a worker of another version may have a ~ in its name
         claimed.setdefault(worker, []).append(key)
     for path in sorted(run.path.glob("workers/*/beats/[!.]*")):
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-            facts = said.get("facts") or {}
+            facts = dict(said.get("facts") or {})
             beat_s = max(now - path.stat().st_mtime, 0.0)
-        except (OSError, ValueError, AttributeError):
+        except DAMAGED:
             yield WorkerStatus(path.name, "says nothing that can be read", None, 0.0)
             continue
         doing = ", ".join(_in_words(key) for key in claimed.get(path.name, []))

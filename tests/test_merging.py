@@ -296,11 +296,18 @@ def test_a_run_at_work_is_not_touched(tmp_path: Path, into: Path) -> None:
     run_at(tmp_path / "new" / "run", 2)
     merge([tmp_path / "old"], into)
     run = RunDirectory(into / "run")
+    run_at(tmp_path / "new" / "other", 1, B)
+    before = contents(into / "run")
     run.claim()
-    with pytest.raises(ConfigError, match="another search is running in"):
-        merge([tmp_path / "new"], into)
+    foreseen = merge([tmp_path / "new"], into, dry_run=True)
+    done = merge([tmp_path / "new"], into)
     run.release()
-    assert counts(merge([tmp_path / "new"], into)) == (0, 1, 0, 0)
+    assert done == foreseen, "one run at work keeps nothing else from being merged"
+    assert counts(done) == (1, 0, 0, 1)
+    assert f"another search is running in {into / 'run'}" in done.refused[0]
+    assert f"merge {tmp_path / 'new' / 'run'} again" in done.refused[0]
+    assert contents(into / "run") == before
+    assert counts(merge([tmp_path / "new"], into)) == (0, 1, 1, 0)
 
 
 def test_a_damaged_run_is_refused_and_the_others_are_merged(tmp_path: Path, into: Path) -> None:
@@ -310,7 +317,64 @@ def test_a_damaged_run_is_refused_and_the_others_are_merged(tmp_path: Path, into
     done = merge([tmp_path / "one"], into)
     assert counts(done) == (1, 0, 0, 2)
     assert "bad/run.json, line 1 is damaged" in done.refused[0]
-    assert "odd" in done.refused[1]
+    assert f"run.json of {tmp_path / 'one' / 'odd'} is damaged: it has no run_id" in done.refused[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run_id": [1]}, "its run_id is [1], and should be a word; "),
+        ({"run_id": "../x"}, "its run_id is '../x', and should be a word; "),
+        ({"run_id": ""}, "its run_id is '', and should be a word; "),
+        ({"status": "weird"}, "its status is 'weird', and should be one of running, failed, interrupted, finished; "),
+        ({"status": [1]}, "its status is [1], and should be one of running, failed, interrupted, finished; "),
+    ],
+)
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_run_that_does_not_say_what_it_is_is_refused_alone(
+    tmp_path: Path, into: Path, change: dict[str, object], message: str, is_known: bool
+) -> None:
+    if is_known:
+        run_at(tmp_path / "old" / "bad", 1)
+        merge([tmp_path / "old"], into)
+    bad = run_at(tmp_path / "one" / "bad", 1)
+    bad.update(**change)
+    run_at(tmp_path / "one" / "good", 1, B)
+    done = merge([tmp_path / "one"], into)
+    assert counts(done) == (1, 0, 0, 1)
+    assert done.refused[0].startswith(f"run.json of {bad.path} is damaged: {message}")
+
+
+def test_a_damaged_run_where_it_is_merged_to_is_named_and_left(tmp_path: Path, into: Path) -> None:
+    run_at(into / "run", 1).update(run_id={})
+    run_at(tmp_path / "one" / "run", 1)
+    done = merge([tmp_path / "one"], into)
+    assert counts(done) == (1, 0, 0, 1)
+    assert f"run.json of {into / 'run'} is damaged" in done.refused[0]
+
+
+def test_a_new_run_goes_where_nothing_is(tmp_path: Path, into: Path) -> None:
+    run_at(tmp_path / "one" / "run", 1)
+    for name in ("run", f"run-{A[:8]}"):
+        (into / name).mkdir(parents=True)
+        (into / name / "notes.txt").write_text("mine")
+    (into / f"run-{A[:8]}-2").symlink_to("nowhere")
+    before = contents(into)
+    foreseen = merge([tmp_path / "one"], into, dry_run=True)
+    assert foreseen == merge([tmp_path / "one"], into)
+    assert counts(foreseen) == (1, 0, 0, 0)
+    assert [run.path for run in find_runs([into])] == [into / f"run-{A[:8]}-3"]
+    assert before.items() <= contents(into).items()
+    assert counts(merge([tmp_path / "one"], into)) == (0, 0, 1, 0)
+
+
+def test_runs_are_not_merged_into_a_run(tmp_path: Path) -> None:
+    run_at(tmp_path / "one" / "run", 1)
+    run_at(tmp_path / "two" / "run", 1, B)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f"is itself a run.* name the folder that holds it, --into {tmp_path}/two,"):
+        merge([tmp_path / "one" / "run"], tmp_path / "two" / "run")
+    assert contents(tmp_path) == before
 
 
 def test_the_command(tmp_path: Path, into: Path, capsys: pytest.CaptureFixture[str]) -> None:

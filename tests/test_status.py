@@ -172,6 +172,96 @@ def test_damaged_and_partial_files_are_noted(tmp_path: Path) -> None:
         assert read_status(run, NOW).state == "damaged"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": [1]}, "config is [1], and should be an object"),
+        ({"config": {"strategy": "x"}}, "config.strategy is 'x', and should be an object"),
+        ({"config": {"strategy": {"evaluations": "x"}}}, "config.strategy.evaluations is 'x', and should be a number"),
+        ({"config": {"strategy": {"seconds": [1]}}}, "config.strategy.seconds is [1], and should be a number"),
+        ({"budget": "x"}, "budget is 'x', and should be an object"),
+        ({"budget": {"quality_drop": "x"}}, "budget.quality_drop is 'x', and should be a number"),
+        ({"seconds": "x"}, "seconds is 'x', and should be a number"),
+    ],
+)
+def test_a_damaged_run_does_not_keep_the_others_from_being_shown(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path)
+    bad = RunDirectory(tmp_path / "1")
+    bad.update(**change)
+    found = read_status(bad, NOW)
+    assert (found.state, found.about) == ("damaged", {})
+    assert (found.error or "").startswith(f"run.json of {bad.path} is damaged: {message}; ")
+    for options in ([], ["--json"], ["--watch", "0.05"]):
+        assert main(["status", str(tmp_path), *options]) == 1
+        assert "damaged" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "1")]) == 1
+    assert re.search(r"^state +damaged *$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_file_that_cannot_be_used_at_all_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = at_work(tmp_path)
+
+    def touched(run: RunDirectory) -> list[float]:
+        raise KeyError("beats")
+
+    monkeypatch.setattr("search.status._touched", touched)
+    found = read_status(run, NOW)
+    assert found.state == "damaged"
+    assert (found.error or "").startswith("a file of it is damaged (it has no 'beats'); ")
+
+
+@pytest.mark.parametrize("change", [{"budget": {"foo": 1}}, {"budget": {"foo": 1, "size_ratio": 0.14}}])
+def test_limits_of_another_version_are_ignored(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = at_work(tmp_path)
+    rundirs.finish(run)
+    run.update(**change)
+    found = read_status(run, NOW)
+    assert (found.state, found.error) == ("finished", None)
+    assert found.best_text == "accuracy 0.9500, drop +0.0100, stored size 60.0 B"
+    assert main(["status", str(tmp_path)]) == 0
+    assert "stored size 60.0 B" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": [1]},
+        {"metrics": "x"},
+        {"metrics": {"quality": 0.99}},
+        {"metrics": {"quality": "x", "drop": -1}},
+        {"cost": {"weight_bytes": "x"}},
+        {"fidelity": None},
+        {"seconds": []},
+    ],
+)
+def test_a_damaged_trial_is_left_out(change: dict[str, Any], tmp_path: Path) -> None:
+    run = at_work(tmp_path)
+    rundirs.finish(run)
+    lines = run.file("trials.jsonl").read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    run.file("trials.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    found = read_status(run, NOW)
+    assert found.state == "finished"
+    assert "a line of trials.jsonl is no trial and left out" in found.notes
+    assert found.best is not None
+    assert found.best["trial"] == 0
+
+
+def test_damaged_events_are_left_out(tmp_path: Path) -> None:
+    run = at_work(tmp_path)
+    broken = [{"event": "step"}, {"event": "step", "done": "x", "total": 2}, {"event": "trial", "number": [1]}]
+    with run.file("log.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in [*broken, {"event": "stage", "time": "x"}]))
+    run.claim()
+    found = read_status(run, NOW)
+    run.release()
+    assert (found.state, found.stage, found.evaluations) == ("running", "measuring policies", 3.5)
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     run = rundirs.start(tmp_path)
     run.claim()
@@ -195,6 +285,10 @@ def test_workers_say_what_they_do(tmp_path: Path) -> None:
         os.utime(path, (NOW - 1, NOW - 1))
     os.utime(beats / "slow", (NOW - 50, NOW - 50))
     (beats / "torn").write_text("{")
+    (beats / "odd").write_text('{"facts": [1]}')
+    (beats / "a~b~c").write_text("{}")
+    (beats.parent / "claimed" / "00000009~measure-t-n-p-1-def456~a~b~c").write_text("{}")
+    os.utime(beats / "a~b~c", (NOW - 1, NOW - 1))
     run.claim()
     found = {worker.name: worker for worker in read_status(run, NOW).workers}
     run.release()
@@ -204,6 +298,8 @@ def test_workers_say_what_they_do(tmp_path: Path) -> None:
     assert found["search-1"].doing == "searches"
     assert found["slow"].doing == "silent for 50 s"
     assert found["torn"].doing == "says nothing that can be read"
+    assert found["odd"].doing == "says nothing that can be read"
+    assert found["a~b~c"].doing == "measures def456"
 
 
 def test_totals_are_in_the_order_of_states() -> None:
