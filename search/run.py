@@ -39,6 +39,7 @@ from search.strategies.forecaster import proofs
 from search.strategies.projection import Projection
 from search.trials import Trial, TrialLog
 from search.workers.crew import Crew
+from search.workers.opening import open_board
 
 
 def search(
@@ -63,6 +64,8 @@ def search(
         BitplanError: If the settings, the data or the model cannot be used, or the budget cannot be met.
     """
     job.strategy.check_sources()
+    if job.study:
+        open_board(job.study)  # one that cannot be is refused before there is a run
     stop = stop or Stop()
     run = RunDirectory(job.run_dir)
     run.claim()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,12 +17,14 @@ from search.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from optuna.storages.journal import JournalFileSymlinkLock
 
 T = TypeVar("T")
 
 LOCKED_S = 60.0  # how long to wait for others that write to the same SQLite file
 CONNECTING_S = 10  # how long a PostgreSQL server may take to answer at all
 UNANSWERED_MS = 30_000  # how long it may take to acknowledge what was sent, before the network is taken for broken
+CHUNK = 4096  # bytes of a journal that are read at once to find its last whole line
 RIVALS = 8  # attempts to set up an empty database that others set up at the same moment
 
 
@@ -60,6 +64,11 @@ def explained(storage: str, setting: str) -> Iterator[None]:
 
     try:
         yield
+    except JSONDecodeError as error:
+        raise DataError(
+            f"{setting}={hidden(storage)} is no journal file, or has a damaged line ({error}); name another, or move "
+            "it away and repeat the command: what was measured is kept with the evaluations"
+        ) from None
     except (OptunaError, SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = hidden(" ".join(str(error.__cause__ or error).split()))
         raise DataError(
@@ -92,11 +101,42 @@ def open_storage(storage: str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if "://" not in storage:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return _quietly(lambda: JournalStorage(JournalFileBackend(storage)))
+        return _quietly(lambda: JournalStorage(JournalFileBackend(storage, mending_lock(Path(storage)))))
     url, arguments = _connection(storage)
     opened = _among_rivals(lambda: _quietly(lambda: RDBStorage(url, engine_kwargs={"connect_args": arguments})))
     weakref.finalize(opened, opened.engine.dispose)  # or its connections stay open for as long as the process
     return opened
+
+
+def mending_lock(journal: Path) -> JournalFileSymlinkLock:
+    """The lock under which a journal is written, which takes away a line that a process died in the middle of.
+
+    Others would go on in the middle of it, and from then on nobody could read the journal.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    class MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]
+        def acquire(self) -> bool:
+            acquired = bool(super().acquire())
+            _cut_torn_line(journal)
+            return acquired
+
+    return MendingLock(str(journal))
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = position = file.seek(0, os.SEEK_END)
+        while position:
+            start = max(position - CHUNK, 0)
+            file.seek(start)
+            whole = file.read(position - start).rfind(b"\n") + 1
+            if whole:
+                position = start + whole
+                break
+            position = start
+        if position < end:
+            file.truncate(position)
 
 
 def _connection(storage: str) -> tuple[str, dict[str, Any]]:

@@ -22,10 +22,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from postgres import PASSWORD, PostgresServer, running_postgres
 
 from search.errors import BitplanError, ConfigError, DataError
-from search.storages import is_outage
+from search.storages import is_outage, mending_lock
 from search.workers.board import Board, Outcome, Work
 from search.workers.folder import FolderBoard
-from search.workers.opening import open_board
+from search.workers.opening import open_board, study_of
 from search.workers.study import StudyBoard
 from search.workers.watch import LOOKS, Watch
 
@@ -173,7 +173,7 @@ def test_a_killed_workers_claim_is_done_by_others(where: str, crowd: Crowd) -> N
 def test_boards_need_no_torch() -> None:
     code = """
 import pathlib, sys, tempfile
-from search.workers.opening import open_board
+from search.workers.opening import open_board, study_of
 board = open_board(pathlib.Path(tempfile.mkdtemp()))
 board.open({})
 assert not {"torch", "optuna", "sqlalchemy", "pandas"} & set(sys.modules), "a folder needs nothing"
@@ -433,10 +433,7 @@ class TestStudies:
     def test_several_open_searches_must_be_told_apart(self, journal: str) -> None:
         for name in ("resnet", "mobilenet"):
             open_board(f"{journal}#{name}").open({"task": name})
-        with pytest.raises(
-            ConfigError, match=r"2 searches that are under way: mobilenet, resnet; say which with .*#NAME"
-        ):
-            open_board(journal).about()
+        assert open_board(journal).about() is None, "which of them live is not known at first sight"
         chosen = open_board(f"{journal}#resnet")
         assert chosen.about() == {"task": "resnet"}
         chosen.close()
@@ -475,7 +472,7 @@ class TestStudies:
 
     def test_a_damaged_journal_is_named(self, journal: str) -> None:
         Path(journal).write_bytes(b"\x00\x01\n\n")
-        with pytest.raises(DataError, match=r"journal\.log cannot be used"):
+        with pytest.raises(DataError, match=r"journal\.log is no journal file, or has a damaged line .*move it away"):
             open_board(journal).about()
 
     def test_it_can_be_looked_at_with_optunas_own_means(self, journal: str) -> None:
@@ -606,3 +603,69 @@ def test_a_session_whose_connection_broke_before_is_an_outage() -> None:
             session.execute(text("SELECT 1"))
     assert is_outage(caught.value)
     assert not is_outage(ValueError("something else"))
+
+
+def test_a_journal_survives_a_line_that_somebody_died_in(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    board = StudyBoard(str(journal))
+    board.open(ABOUT)
+    board.post(WORKS[:2])
+    whole = journal.read_bytes()
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 8, "worker_id": "x", "trial_id": 3, "user_at')
+    board.post(WORKS[2:])
+    assert journal.read_bytes().startswith(whole)
+    assert b"user_at{" not in journal.read_bytes()
+    assert drained(StudyBoard(str(journal))) == [work.key for work in WORKS]
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 9000])
+def test_only_a_torn_line_is_cut(length: int, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    for before in (b"", b"one\n", b"one\n" + b"2" * 5000 + b"\n"):
+        journal.write_bytes(before + b"x" * length)
+        lock = mending_lock(journal)
+        lock.acquire()
+        lock.release()
+        assert journal.read_bytes() == before
+
+
+def beaten(where: str, name: str, run_id: str) -> StudyBoard:
+    board = StudyBoard(study_of(where, run_id))
+    board.open({"seed": name})
+    board.beat(name, {"role": "search"})
+    return board
+
+
+def test_a_search_is_found_among_those_that_died(tmp_path: Path) -> None:
+    """Whoever is told of the run finds its study at once; who is not waits until the others are known to be dead."""
+    where = str(tmp_path / "journal.log")
+    beaten(where, "dead", "a" * 32)
+    alive = beaten(where, "alive", "b" * 32)
+    assert StudyBoard(study_of(where, "b" * 32)).about() == {"seed": "alive"}
+    seconds = [0.0]
+    guest = StudyBoard(where, clock=lambda: seconds[0])
+
+    def about() -> object:
+        alive.beat("alive", {"role": "search"})
+        seconds[0] += 1.0
+        return guest.about()
+
+    assert [about() for _ in range(3)] == [None] * 3
+    assert eventually(about) == {"seed": "alive"}
+
+
+def test_of_two_searches_that_live_one_must_be_named(tmp_path: Path) -> None:
+    where = str(tmp_path / "journal.log")
+    searches = {name: beaten(where, name, name * 32) for name in "ab"}
+    guest = StudyBoard(where)
+
+    def about() -> object:
+        for name, board in searches.items():
+            board.beat(name, {"role": "search"})
+        time.sleep(0.05)
+        return guest.about()
+
+    with pytest.raises(ConfigError, match="2 searches that are under way: search aaaaaaaa, search bbbbbbbb; say which"):
+        eventually(about)
+    assert StudyBoard(f"{where}#search aaaaaaaa").about() == {"seed": "a"}

@@ -264,7 +264,7 @@ def test_where_there_is_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[
             "is no run directory",
             "is finished",
             "letters, digits",
-            "no search gave a sign",
+            "no search that is under way gave a sign",
         ],
         strict=True,
     ):

@@ -99,5 +99,5 @@ def _study_of(folder: Path) -> str | None:
 
     if not (folder / "run.json").is_file():
         return None
-    study = RunDirectory(folder).info().get("config", {}).get("study")
+    study = RunDirectory(folder).info().get("study")
     return None if study is None else str(study)

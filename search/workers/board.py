@@ -65,6 +65,11 @@ class Board(ABC):
     its old name, as Slurm does, first gets what it had claimed.
     """
 
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The place, as users name it, without a password."""
+
     @abstractmethod
     def open(self, about: Mapping[str, Any]) -> None:
         """Opens the board for a search that `about` describes; one that was closed, or left by a kill, opens again.

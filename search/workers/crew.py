@@ -35,7 +35,7 @@ from search.sensitivity.forward import Share, Sweep
 from search.stopping import Stop
 from search.workers.board import Board, Outcome, Work
 from search.workers.hands import SILENCE_S, Hands, Pulse, first_subject, measure_work, score_work
-from search.workers.opening import open_board
+from search.workers.opening import open_board, study_of
 
 AHEAD = 3
 """Measurements ordered ahead for everybody who measures."""
@@ -89,7 +89,9 @@ class Crew:
                 "called from Python; run it with workers=1, or write a search.tasks.task.Task and use bitplan search"
             )
         self.own_store = run.file(EVALUATIONS) if self._is_shareable else None
-        self._unopened = open_board(job.study or run.path)  # so that a place that cannot be is refused at once
+        study = study_of(job.study, run.info()["run_id"]) if job.study else None
+        run.update(study=study)  # where workers that are told of the run directory find its board
+        self._unopened = open_board(study or run.path)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._told_of: set[str] = set()
         self._board: Board | None = None

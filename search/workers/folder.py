@@ -63,6 +63,10 @@ class FolderBoard(Board):
         self._life = uuid4().hex[:8]
         self._beats: dict[str, int] = {}
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
     def open(self, about: Mapping[str, Any]) -> None:
         for folder in ("open", "claimed", "done", "beats"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,18 @@ JOURNALS = (".log", ".journal", ".jsonl")
 """How the names of journal files end that are not there yet."""
 
 
+def study_of(study: str, run_id: str) -> str:
+    """Where the board of one search is, with the study's name, so that those who read it find no other search's.
+
+    Args:
+        study: Path of a journal file, or URL of a database, with `#NAME` or without.
+        run_id: That of the run, by which the study is called if it has no name.
+    """
+    place, _, name = study.partition("#")
+    where = place if "://" in place else str(Path(place).resolve())
+    return f"{where}#{name or f'search {run_id[:8]}'}"
+
+
 def open_board(where: Path | str) -> Board:
     """Returns the board at a place; no study or folder is made before the board itself is opened.
 

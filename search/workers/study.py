@@ -38,6 +38,9 @@ ABOUT, OPEN, BEAT = "about", "open", "beat "
 WORK, WORKER, OUTCOME = "work", "worker", "outcome"
 """Attributes of a trial: what is to be done, who does it, and what came of it."""
 
+SILENT_S = 5.0
+"""Seconds without a beat after which the search of one of several open studies is taken for dead."""
+
 WIDEST = 64  # waiting trials among which to choose where many claim at once
 
 
@@ -64,6 +67,8 @@ class StudyBoard(Board):
             )
         self._patience_s, self._clock = patience_s, clock
         self._watch = Watch(clock)
+        self._searches = Watch(clock)
+        self._first_marks: dict[str, str] = {}
         self._silent: frozenset[str] = frozenset()
         self._opened: BaseStorage | None = None
         self._study: int | None = None
@@ -287,8 +292,7 @@ class StudyBoard(Board):
     def _beats(self) -> dict[str, dict[str, Any]]:
         """The last beats: as they are now, or somebody would be taken for dead for what was seen a moment ago."""
         self._reading.hurry()
-        found = self._attributes()
-        return {name.removeprefix(BEAT): row for name, row in found.items() if name.startswith(BEAT)}
+        return _beats_of(self._attributes())
 
     def reopen(self, silence_s: float) -> list[str]:
         self._look()
@@ -323,6 +327,10 @@ class StudyBoard(Board):
         return work.key
 
     @property
+    def where(self) -> str:
+        return hidden(self._where) + f"#{self._name}" * bool(self._name)
+
+    @property
     def _storage(self) -> BaseStorage:
         """The storage; the first time, a server that does not answer is not waited for."""
         if self._opened is None:
@@ -337,10 +345,11 @@ class StudyBoard(Board):
         if self._study is None and self._finding.is_due:
             with self._finding.asking():
                 studies = [study for study in self._ask(self._storage.get_all_studies) if ABOUT in study.user_attrs]
+            chosen: Sequence[Any]
             if self._name:
                 chosen = [study for study in studies if study.study_name == self._name]
             else:
-                chosen = [study for study in studies if study.user_attrs.get(OPEN)]
+                chosen = self._under_way([study for study in studies if study.user_attrs.get(OPEN)])
             if len(chosen) > 1:
                 names = ", ".join(sorted(study.study_name for study in chosen))
                 raise ConfigError(
@@ -351,6 +360,17 @@ class StudyBoard(Board):
                 self._name = chosen[0].study_name
                 self._use(chosen[0]._study_id)
         return self._study
+
+    def _under_way(self, studies: Sequence[Any]) -> Sequence[Any]:
+        """The open studies of searches that live; where there are several, none before it is known which do."""
+        if len(studies) < 2:
+            return studies
+        marks = {study.study_name: _searching(study.user_attrs) for study in studies}
+        self._first_marks = marks | self._first_marks
+        silent = self._searches.silent(marks, SILENT_S)
+        alive = [name for name, mark in marks.items() if mark != self._first_marks[name] and name not in silent]
+        is_known = len(alive) + len(silent) == len(studies) or len(alive) > 1
+        return [study for study in studies if study.study_name in alive] if is_known else []
 
     def _use(self, study: int) -> None:
         from optuna.storages import RDBStorage
@@ -391,6 +411,17 @@ class StudyBoard(Board):
                         raise
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, 2.0)
+
+
+def _beats_of(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Everybody's last beat, among the attributes of a study."""
+    return {name.removeprefix(BEAT): row for name, row in attributes.items() if name.startswith(BEAT)}
+
+
+def _searching(attributes: Mapping[str, Any]) -> str:
+    """The last beats of the processes that search, among the attributes of a study, as one text."""
+    beats = _beats_of(attributes)
+    return json.dumps([row for _, row in sorted(beats.items()) if row["facts"].get("role") == "search"])
 
 
 def _work(attributes: Mapping[str, Any]) -> Work:

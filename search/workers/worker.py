@@ -92,7 +92,11 @@ class Worker:
                 return about
             why = self._why_none()
             if why or self._is_forsaken():
-                raise ConfigError(why or f"no search gave a sign of life for {self._patience_s:g} s; start it first")
+                raise ConfigError(
+                    why
+                    or f"{self._board.where}: no search that is under way gave a sign of life there for "
+                    f"{self._patience_s:g} s; see that this is the place that it was given, and start it first"
+                )
             if not has_said:
                 self._say(f"{self._name} waits for the search to begin")
                 has_said = True
@@ -103,9 +107,13 @@ class Worker:
         if self._run_dir is None or not (self._run_dir / "run.json").is_file():
             return None
         info = RunDirectory(self._run_dir).info()
-        if info["status"] != "running" and self._parent is None:
-            return f"the search in {self._run_dir} is {info['status']}: repeat its command first, and then join it"
-        if not isinstance(info["config"].get("task"), Mapping):
+        if info.get("status") != "running" and self._parent is None:
+            return (
+                f"the search in {self._run_dir} is {info.get('status', 'damaged')}: repeat its command first, and then "
+                "join it"
+            )
+        config = info.get("config")
+        if not isinstance(config, Mapping) or not isinstance(config.get("task"), Mapping):
             return (
                 f"the search in {self._run_dir} was made from Python: its model cannot be made here; write a "
                 "search.tasks.task.Task and use bitplan search"
