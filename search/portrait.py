@@ -114,6 +114,7 @@ def portray(run: RunDirectory, trials: Iterable[Trial] | None = None) -> Portrai
         series += history_points(history, started)
         totals["seconds"] = history.iloc[-1]["seconds"]
     tags = {name: _text(info[name], TAG_LENGTH) for name in SHARED if info.get(name) is not None}
+    tags |= {"model": info["model"]["fingerprint"], "data": info["data_fingerprint"]}
     tags["bitplan.run_id"] = info["run_id"]
     return Portrait(
         name=f"{' '.join(str(info[name]) for name in ('task', 'hardware', 'strategy'))} "
@@ -228,6 +229,7 @@ def winner_values(plan: Mapping[str, Any] | None) -> dict[str, Any]:
         "quality": quality["value"],
         "float_quality": quality["float_value"],
         "selection_quality": plan["selection"]["value"],
+        "selection_drop": _selection_drop(plan, plan["selection"]["value"]),
         **{name: quality[name] for name in ("drop", "drop_low", "drop_high")},
         **{name: plan[name] for name in ("average_weight_bits", "effective_bits")},
         **{name: cost["value"] for name, cost in plan["cost"].items()},
@@ -291,7 +293,16 @@ def front_portraits(
 def _member_values(row: Mapping[Any, Any], plan: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is known of a row of front.csv; of the winner's, what the plan promises after all repairs."""
     values = {str(name): value for name, value in row.items() if name not in ("trial", "predicted_loss", "samples")}
+    if plan and _is_known(values.get("selection_quality")):
+        values["selection_drop"] = _selection_drop(plan, values["selection_quality"])
     return plan_values(values, plan) | (winner_values(plan) if row["role"] == "winner" else {})
+
+
+def _selection_drop(plan: Mapping[str, Any], quality: float) -> float:
+    """How much worse a quality on the selection split is than the float network's there."""
+    chosen = plan["selection"]
+    worse: float = chosen["float_value"] - quality
+    return worse if chosen["higher_is_better"] else -worse
 
 
 def _outcome(run: RunDirectory, info: Mapping[str, Any], status: str) -> dict[str, str]:
@@ -323,7 +334,9 @@ def _source(run: RunDirectory, tags: Mapping[str, str]) -> dict[str, str]:
 
 def _budget(info: Mapping[str, Any]) -> str:
     """The limits as a part of a name, such as `size_ratio=0.14 `; empty where there are none."""
-    return "".join(f"{name}={limit:g} " for name, limit in info["budget"].items())
+    given, reference = info["budget"], info["budget_reference"]
+    said = f"reference={reference} " * (reference != "float" and not RATIOS.keys().isdisjoint(given))
+    return "".join(f"{name}={limit:g} " for name, limit in given.items()) + said
 
 
 def _workload(plan: Mapping[str, Any]) -> str:

@@ -153,7 +153,8 @@ class Sweep:
 
     def jobs(self) -> list[JobSummary]:
         """What became of every job that has begun, by number."""
-        folders = [file.parent for file in self.directory.rglob(JOB) if read_job(file.parent)["launch"] == self.launch]
+        found = [file.parent for file in self.directory.rglob(JOB)]
+        folders = [folder for folder in found if read_job(folder).get("launch") == self.launch]
         return sorted((JobSummary.read(folder, self.directory) for folder in folders), key=lambda job: job.job)
 
     def write(self, jobs: Sequence[JobSummary]) -> None:
@@ -188,7 +189,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         if self._launch is None:
             return
         directory = Path(config.hydra.runtime.output_dir)
-        earlier = read_job(directory) if (directory / JOB).is_file() else {}
+        earlier = read_job(directory)
         run = RunDirectory(directory)
         start = {
             "time": time.time(),
@@ -228,8 +229,11 @@ def cost_of(plan: Plan, name: str) -> float | None:
 
 
 def read_job(directory: Path) -> dict[str, Any]:
-    """What `job.json` of a job's directory says."""
-    return dict(json.loads((directory / JOB).read_text(encoding="utf-8")))
+    """What `job.json` of a job's directory says; nothing where there is none, or what there is was cut short."""
+    try:
+        return dict(json.loads((directory / JOB).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 def reason(error: BaseException) -> str:
@@ -239,7 +243,7 @@ def reason(error: BaseException) -> str:
 
 def note_lost(directory: Path, sweep: Sweep, job: int, overrides: Sequence[str], why: str) -> str:
     """Notes that a job ended without a word, unless it left one after all; returns the reason that its record gives."""
-    record = read_job(directory) if (directory / JOB).is_file() else {}
+    record = read_job(directory)
     if record.get("launch") != sweep.launch:
         record = {"launch": sweep.launch, "job": job, "overrides": list(overrides), "starts": []}
     if record.get("status", "running") == "running":
@@ -278,6 +282,8 @@ def summarized(console: Console) -> Iterator[None]:
 
 def print_sweep(sweep: Sweep, jobs: Sequence[JobSummary], console: Console) -> None:
     """Prints a line per job, with the settings in which they differ, and why jobs failed."""
+    from rich.text import Text
+
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     table = plain_table(
         f"sweep {sweep.directory}",
@@ -290,8 +296,8 @@ def print_sweep(sweep: Sweep, jobs: Sequence[JobSummary], console: Console) -> N
         table.add_row(
             str(job.job),
             " ".join(override for override in job.overrides if override not in common),
-            f"[{STYLE.get(job.status, '')}]{job.status}[/]{known}",
-            f"[{VERDICT_STYLE[job.verdict]}]{job.verdict}[/]" if job.verdict else "",
+            Text.assemble((job.status, STYLE.get(job.status, "")), known),
+            Text(job.verdict, style=VERDICT_STYLE[job.verdict]) if job.verdict else "",
             "" if job.quality is None else f"{job.quality:.4f}",
             quantity(job.cost_name, job.cost) if job.cost_name else "",
             "" if job.average_weight_bits is None else f"{job.average_weight_bits:.2f}",

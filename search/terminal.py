@@ -29,11 +29,14 @@ PAGE = 160
 
 
 def make_console() -> Console:
-    """The terminal, or a page wide enough for the tables where output goes to a file."""
+    """The terminal, or a page wide enough for the tables where output goes to a file.
+
+    What it prints is taken as it is: names of the user's may look like rich's markup.
+    """
     from rich.console import Console
 
-    found = Console()
-    return found if found.file.isatty() else Console(width=PAGE)
+    found = Console(markup=False, emoji=False)
+    return found if found.file.isatty() else Console(width=PAGE, markup=False, emoji=False)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -73,6 +76,8 @@ SHOWN = ("average_weight_bits", "effective_bits", "weight_bytes", "latency_s", "
 
 def front_table(front: pd.DataFrame, plan: Plan, costs: Sequence[str] = ()) -> Table:
     """The front beside the float network and the uniform baselines, with a column for each further cost it is about."""
+    from rich.text import Text
+
     further = [cost for cost in costs if cost not in SHOWN]
     tiers = {name: cost.tier for name, cost in plan.cost.items()}
     table = plain_table(
@@ -92,7 +97,7 @@ def front_table(front: pd.DataFrame, plan: Plan, costs: Sequence[str] = ()) -> T
     )
     for row in front.to_dict("records"):
         style = "bold" if row["role"] == "winner" else ("dim" if row["role"] in ("float", "uniform") else "")
-        verdict = f"[{VERDICT_STYLE[row['verdict']]}]{row['verdict']}[/]"
+        verdict = Text(row["verdict"], style=VERDICT_STYLE[row["verdict"]])
         table.add_row(
             f"{row['name']}{' ← winner' if row['role'] == 'winner' else ''}",
             f"{row['quality']:.4f}",
@@ -111,19 +116,21 @@ def front_table(front: pd.DataFrame, plan: Plan, costs: Sequence[str] = ()) -> T
 
 def print_result(result: Result, console: Console) -> None:
     """Prints what a search found and which files it wrote."""
+    from rich.text import Text
+
     plan, run = result.plan, result.run
     costs = run.info().get("front_costs", [])
     print_table(front_table(result.front, plan, costs if len(costs) > 1 else ()), console)
     budget = budget_words(plan.budget.limits, plan.budget.reference)
     style, quality = VERDICT_STYLE[plan.budget.verdict], plan.quality
     drop = interval(quality.drop, quality.drop_low, quality.drop_high, signed=True)
-    console.print(
-        f"Budget ({budget}): [{style} bold]{plan.budget.verdict}[/] by plan {plan.digest}: "
-        f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, drop {drop}) at "
-        f"{plan.average_weight_bits:.2f} bits per weight, {quantity('weight_bytes', plan.cost['weight_bytes'].value)}",
-        highlight=False,
-        soft_wrap=True,
+    size = quantity("weight_bytes", plan.cost["weight_bytes"].value)
+    told = (
+        f" by plan {plan.digest}: {quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, drop {drop}) "
+        f"at {plan.average_weight_bits:.2f} bits per weight, {size}"
     )
+    verdict = (plan.budget.verdict, f"{style} bold")
+    console.print(Text.assemble(f"Budget ({budget}): ", verdict, told), soft_wrap=True)
     if quality.drop_low is None:
         console.print("The task gives one number per evaluation, so drops have no interval.", highlight=False)
     correlation = run.info().get("rank_correlation")

@@ -25,9 +25,11 @@ from search.sweep import (
     SweepError,
     launcher_missing,
     note_lost,
+    print_sweep,
     read_job,
     summarized,
 )
+from search.terminal import make_console
 
 QUICK = ("strategy=random", "strategy.evaluations=3", "quantizer.repair=none", "space.input=[uint8]")
 
@@ -146,6 +148,33 @@ def test_records_of_an_earlier_launch_do_not_count(tmp_path: Path) -> None:
     callback, launched = begun(tmp_path)
     callback.on_job_start(config(tmp_path, 1))
     assert [(job.job, job.starts) for job in launched.jobs()] == [(1, 1)]
+
+
+def test_a_damaged_record_is_written_anew(tmp_path: Path) -> None:
+    callback, launched = begun(tmp_path)
+    for job in (0, 1):
+        (tmp_path / str(job)).mkdir()
+        callback.on_job_start(config(tmp_path, job))
+    (tmp_path / "0" / "job.json").write_text("")
+    assert [job.job for job in launched.jobs()] == [1]
+    callback.on_job_start(config(tmp_path, 0))
+    callback.on_job_end(config(tmp_path, 0), ended())
+    assert [job.job for job in launched.jobs()] == [0, 1]
+
+
+def test_settings_are_shown_as_they_were_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup."""
+    callback, launched = begun(tmp_path / "od [/x] [bold]y")
+    for job in (0, 1):
+        folder = launched.directory / str(job)
+        folder.mkdir(parents=True)
+        callback.on_job_start(config(launched.directory, job))
+        record = read_job(folder)
+        write_json(folder / "job.json", record | {"overrides": ["seed=0", f"space.weight=[int{job + 2},int8]"]})
+    print_sweep(launched, launched.jobs(), make_console())
+    shown = capsys.readouterr().out
+    assert "od [/x] [bold]y" in shown
+    assert all(f"space.weight=[int{bits},int8]" in shown for bits in (2, 3))
 
 
 def test_outside_a_sweep_nothing_is_written(tmp_path: Path) -> None:

@@ -546,3 +546,12 @@ def test_a_deleted_experiment_is_not_written_to(root: Path, finished: RunDirecto
 def test_a_folder_without_a_run_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"no run directory: it has no run.json"):
         sync(RunDirectory(root / "nothing"), SETTINGS, root)
+
+
+def test_names_tell_what_ratios_refer_to(finished: RunDirectory) -> None:
+    finished.update(budget_reference="int8")
+    portrait = portray(finished)
+    assert "size_ratio=0.14 reference=int8 seed 0" in portrait.name
+    assert portrait.tags["budget"] == "size_ratio=0.14 reference=int8"
+    finished.update(budget={"weight_bytes": 60.0})
+    assert portray(finished).tags["budget"] == "weight_bytes=60"

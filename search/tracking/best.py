@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 PAGE = 100
 """Plans that one search returns: enough to show the best few once, however many searches found them."""
 
-RANKS = ("drop", "certain_drop", *COST_NAMES, *RATIOS)
+SHORT = 8
+"""Letters of a fingerprint that are shown."""
+
+RANKS = ("selection_drop", "drop", "certain_drop", *COST_NAMES, *RATIOS)
 """What plans may be ranked by, the least first."""
 
 
@@ -35,8 +39,12 @@ class Question:
         task: Name of the task.
         hardware: Name of the device.
         budget: The limits it must keep; ratios are against the float model.
-        rank: What the best has the least of; None is the drop of quality, or the cost where the budget limits the drop.
+        rank: What the best has the least of; None is the drop of quality on the selection split, or the cost where the
+            budget limits the drop. Were it the drop on the report split, that would no longer tell of data on which
+            nothing was chosen.
         winners_only: Whether to ask only for plans that searches chose and wrote as files.
+        model: How the network's fingerprint begins, where several go by the task's name.
+        data: How the data's fingerprint begins, likewise.
     """
 
     task: str
@@ -44,13 +52,16 @@ class Question:
     budget: Budget
     rank: str | None = None
     winners_only: bool = False
+    model: str = ""
+    data: str = ""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank not in RANKS:
             raise ConfigError(
                 f"--metric {self.rank} is unknown{closest(self.rank, RANKS)}; allowed: {', '.join(RANKS)}"
             )
-        for name, value in (("task", self.task), ("hardware", self.hardware)):
+        asked = {"task": self.task, "hardware": self.hardware, "model": self.model, "data": self.data}
+        for name, value in asked.items():
             if "'" in value:
                 raise ConfigError(f"--{name} {value} has a quotation mark, which MLflow cannot search for")
 
@@ -64,7 +75,8 @@ class Question:
     def order(self) -> list[str]:
         """What plans are ranked by: ties in the first are broken by the second."""
         costs = [name for name in self.budget.given() if name != "quality_drop"] or ["weight_bytes"]
-        usual = ["drop", costs[0]] if self.budget.quality_drop is None else [costs[0], "drop"]
+        drop = "selection_drop"
+        usual = [drop, costs[0]] if self.budget.quality_drop is None else [costs[0], drop]
         return list(dict.fromkeys([self.rank, *usual] if self.rank else usual))
 
 
@@ -77,7 +89,8 @@ class Found:
         model_id: The model's id.
         run_id: MLflow's id of the child run that shows it, which has `policy.json`.
         artifacts: Where the model's files lie.
-        tags: Among them `task`, `hardware`, `strategy`, `seed`, `role`, `digest`, `verdict` and `workload`.
+        tags: Among them `task`, `hardware`, `strategy`, `seed`, `role`, `digest`, `verdict` and `workload`; `model`
+            and `data` are fingerprints.
         values: Quality on the report split and costs in SI units.
     """
 
@@ -87,6 +100,11 @@ class Found:
     artifacts: str
     tags: Mapping[str, str]
     values: Mapping[str, float]
+
+    @property
+    def subject(self) -> tuple[str, str, str]:
+        """What its quality is of: metric, fingerprint of the network, and that of the data."""
+        return self.tags.get("metric", "quality"), self.tags.get("model", "unknown"), self.tags.get("data", "unknown")
 
     @property
     def run_dir(self) -> Path:
@@ -129,7 +147,7 @@ def find_best(question: Question, uri: str, run_root: Path) -> list[Found]:
 
     Raises:
         ConfigError: If the store has no plan for the task or the device, none within the budget, or none that knows
-            what is to be ranked by.
+            what is to be ranked by; or if those it has are of several networks, data sets or metrics.
         TrackingError: If the store cannot be reached.
     """
     database = sqlite_file(uri)
@@ -147,6 +165,8 @@ def find_best(question: Question, uri: str, run_root: Path) -> list[Found]:
             raise ConfigError(_nothing(store, homes, question, without_password(uri)))
         if question.rank and question.rank not in models[0].values:  # those that have it come first
             raise ConfigError(_unranked(question.rank, models))
+    if len({model.subject for model in models}) > 1:
+        raise ConfigError(_several(question, models))
     once = {(model.tags["digest"], model.tags.get("workload")): model for model in reversed(models)}
     return [model for model in models if once[model.tags["digest"], model.tags.get("workload")] is model]
 
@@ -186,6 +206,7 @@ def _search(
         f"model_type = '{MODEL_TYPE}'",
         f"tags.task = '{question.task}'",
         f"tags.hardware = '{question.hardware}'",
+        *(f"tags.{name} LIKE '{given}%'" for name in ("model", "data") if (given := getattr(question, name))),
     ]
     ranks = [{"field_name": f"metrics.{name}", "ascending": True} for name in order]
     found = store.client.search_logged_models(homes, " AND ".join([*subject, *conditions]), None, PAGE, ranks)
@@ -231,6 +252,19 @@ def _nothing(store: Store, homes: list[str], question: Question, where: str) -> 
     return (
         f"none of the {len(found)} {kind} for {question.task} on {question.hardware} keeps the budget; "
         f"the least that any of them has: {reach}"
+    )
+
+
+def _several(question: Question, found: Iterable[Found]) -> str:
+    """Says of what the plans are that go by one task's name, and how to choose."""
+    counted = Counter(plan.subject for plan in found)
+    said = "; ".join(
+        f"{metric} of model {model[:SHORT]} on data {data[:SHORT]} ({count} plans)"
+        for (metric, model, data), count in counted.most_common()
+    )
+    return (
+        f"task {question.task} on {question.hardware} is the name of {len(counted)} things that cannot be compared: "
+        f"{said}; choose with --model or --data, or sync again what an older version wrote"
     )
 
 
