@@ -115,6 +115,7 @@ def finished(
     verdict: str = "met",
     history: Mapping[str, Sequence[float]] = HISTORY,
     latency: float = 1e-3,
+    primary_cost: str = "weight_bytes",
     **about: Any,
 ) -> RunDirectory:
     """A search that found a plan."""
@@ -140,7 +141,7 @@ def finished(
         verdict=verdict,
         evaluations=4,
         limits={"weight_bytes": 100.0} if "quality_drop" not in run.info()["budget"] else {},
-        primary_cost="weight_bytes",
+        primary_cost=primary_cost,
     )
     return run
 
@@ -158,6 +159,27 @@ def unfinished(path: Path, **about: Any) -> RunDirectory:
     run = write_run(path, **about)
     measure(run, MEASURED)
     return run
+
+
+def many_arms(folder: Path, arms: int = 12) -> list[RunDirectory]:
+    """Searches of one task that differ in long settings, over two costs, and some within an allowed drop."""
+    formats = [f"int{bits}" for bits in range(2, 9)]
+    runs = []
+    for number in range(arms):
+        config = {"space": {"weight": formats[number % 3 :]}, "strategy": {"evaluations": 4 + number}}
+        budget = {"quality_drop": 0.05} if number % 4 == 0 else {"size_ratio": 0.14 + number / 100}
+        runs.append(
+            finished(
+                folder / str(number),
+                primary_cost="latency_s" if number % 4 == 1 else "weight_bytes",
+                hardware="a device with a name of many words",
+                strategy="random",
+                metric="mAP50",
+                budget=budget,
+                config=config,
+            )
+        )
+    return [*runs, finished(folder / "other", hardware="storage", metric="mAP50")]
 
 
 def sweep(folder: Path) -> list[RunDirectory]:

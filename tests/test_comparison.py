@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from search.cli import main
-from search.comparison.data import growth_data
+from search.comparison.data import growth_data, page_data
 from search.comparison.gather import Growth, gather, read_run
 from search.comparison.groups import sort_runs
 from search.comparison.page import page_values, run_notes, write_comparison
@@ -41,6 +41,17 @@ def test_intervals_of_the_front_are_the_float_quality_less_the_drop(tmp_path: Pa
     drops = [FLOAT - 0.955 - 0.01, FLOAT - 0.955 + 0.01]  # as the front's table has them
     expected = sorted(FLOAT - drop if higher else FLOAT + drop for drop in drops)
     np.testing.assert_allclose([point.low, point.high], expected)
+
+
+def test_the_float_network_has_no_interval_against_itself(tmp_path: Path) -> None:
+    directory = finished(tmp_path / "run")
+    points = {point.name: point for point in read_run(directory).front}
+    assert math.isnan(points["float"].low)
+    assert math.isnan(points["float"].high)
+    assert all(point.low < point.quality < point.high for name, point in points.items() if name != "float")
+    data = json.loads(page_data(sort_runs([read_run(directory)]), tmp_path))
+    drawn = data["runs"][0]["front"][0]
+    assert (drawn["role"], drawn["low"], drawn["high"]) == ("float", None, None)
 
 
 def test_an_unfinished_run_tells_how_far_it_came(tmp_path: Path) -> None:
@@ -156,6 +167,29 @@ def test_arms_that_differ_in_many_settings_have_different_names(tmp_path: Path) 
     names = arms(*runs)
     assert len(set(names)) == 3
     assert names[0] == "tpe, quantizer.a=0, quantizer.b=0, quantizer.c=0, 2 more"
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([["int4", "int8"], ["int8"]], ["[int4,int8]", "[int8]"]),
+        ([[f"int{i}" for i in range(2, 9)], ["int8"]], ["[int2,int3,…,int7,int8]", "[int8]"]),
+        (["a" * 24, "b" * 30], ["a" * 24, "b" * 11 + "…" + "b" * 11]),
+        (
+            ["a" * 12 + "-" + "a" * 12, "a" * 12 + "+" + "a" * 12],
+            ["a" * 12 + "-" + "a" * 12, "a" * 12 + "+" + "a" * 12],
+        ),
+        ([1, 2.5], ["1", "2.5"]),
+    ],
+)
+def test_long_values_lose_their_middle_where_that_keeps_arms_apart(
+    tmp_path: Path, values: list[Any], written: list[str]
+) -> None:
+    runs = [
+        finished(tmp_path / str(i), strategy="tpe", config={"space": {"weight": value}})
+        for i, value in enumerate(values)
+    ]
+    assert arms(*runs) == [f"tpe, space.weight={text}" for text in written]
 
 
 def test_settings_that_not_all_runs_have_part_no_arms(tmp_path: Path) -> None:
@@ -343,9 +377,35 @@ def test_the_table_says_what_files_say(page: Path) -> None:
         "energy": "–",
         "evaluations": "4",
         "seconds": "60.0",
-        "hypervolume": "0.7000",
+        "hypervolume": "0.7000 (stored size)",
         "status": "finished",
     }
+
+
+def test_a_hypervolume_says_of_which_cost_it_is(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / cost, primary_cost=cost) for cost in ("latency_s", "weight_bytes", "")]
+    values = page_values(sort_runs([read_run(run) for run in runs]), (), 0, tmp_path)
+    cells = {run["name"]: row[values["columns"].index("hypervolume")] for run, row in
+             zip(json.loads(values["data"])["runs"], values["rows"], strict=True)}  # fmt: skip
+    assert cells == {run.path.name: (text, 0.7) for run, text in
+                     zip(runs, ("0.7000 (latency)", "0.7000 (stored size)", "0.7000"), strict=True)}  # fmt: skip
+    assert {run["name"]: run["primary"] for run in json.loads(values["data"])["runs"]} == {
+        run.path.name: cost for run, cost in zip(runs, ("latency_s", "weight_bytes", ""), strict=True)
+    }
+
+
+def test_the_page_says_how_far_the_box_of_hypervolumes_reaches(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "a drop as large as the float quality, at the float network's cost or twice the 8-bit network's" in text
+    assert "no quality" not in text[text.index("<main") : text.index("</main>")]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_metric_keeps_its_letters(tmp_path: Path, higher: bool) -> None:
+    text = write_comparison([finished(tmp_path / "run", metric="mAP50", higher_is_better=higher)]).page.read_text()
+    lower = "" if higher else ", lower is better"
+    assert f'<p class="soft">Metric: mAP50{lower}; the float network has 0.9600 on the report split.</p>' in text
+    assert "Map50" not in text
 
 
 def test_the_page_holds_plotly_once_and_little_else(page: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from search.comparison.page import write_comparison
 from search.rundir import RunDirectory
-from tests.compared import failed, finished, sweep
+from search.units import significant
+from tests.compared import failed, finished, many_arms, sweep
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -93,6 +94,33 @@ def test_quartiles_are_those_of_numpy(page: Page) -> None:
             assert found == pytest.approx(np.quantile(values, q), rel=1e-12)
     assert page.evaluate("quantile([1, 2, Infinity], 0.5)") == 2
     assert page.evaluate("String(quantile([1, Infinity], 0.25))") == "Infinity", "a quarter of the way to nothing yet"
+
+
+def test_numbers_are_rounded_as_python_rounds_them(page: Page) -> None:
+    """Among them ties, which are halves of a power of two, and decimals that look like ties but are none."""
+    rng = np.random.default_rng(5)
+    values = [1002.5, 1003.5, 0.90625, -0.03125, 2.675, 1.005, 0.125, 9.995, 999.5, 1e-7, 1e21, -12345.5, 0.0, 512.0]
+    values += (rng.integers(1, 4000, 300) / 2 ** rng.integers(0, 12, 300)).tolist()
+    values += (10 ** rng.uniform(-9, 12, 300)).tolist()
+    for digits in (1, 3, 4):
+        found = page.evaluate("([values, digits]) => values.map((each) => significant(each, digits))", [values, digits])
+        assert found == [significant(value, digits) for value in values]
+    found = page.evaluate("values => values.map((each) => decimal(each, 4))", values)
+    assert found == [f"{value:.4f}".replace("-", "−") for value in values]
+
+
+def test_hypervolumes_over_different_costs_have_rows_of_their_own(page: Page) -> None:
+    script = """known => growthRows(known.map(([primary, loss]) => (
+      {primary, loss, growth: {hypervolume: [0.5], best_loss: [0.1]}}
+    ))).map((row) => [row.title, row.runs.map((run) => run.primary)])"""
+    known = [["weight_bytes", "drop"], ["latency_s", "drop"], ["weight_bytes", "weight_bytes"], ["", ""]]
+    assert page.evaluate(script, known) == [
+        ["hypervolume", [""]],
+        ["hypervolume over latency", ["latency_s"]],
+        ["hypervolume over stored size", ["weight_bytes", "weight_bytes"]],
+        ["best drop (selection split)", ["weight_bytes", "latency_s"]],
+        ["best stored size within the allowed drop", ["weight_bytes"]],
+    ]
 
 
 def test_the_band_of_steps_in_closed_form(page: Page) -> None:
@@ -187,6 +215,31 @@ def test_a_filter_acts_on_everything_at_once(page: Page) -> None:
     assert page.evaluate("location.hash") == ""
 
 
+@pytest.mark.parametrize("key", ["", "Enter"])
+def test_a_link_within_the_page_leaves_the_filters_in_the_address(page: Page, key: str) -> None:
+    page.locator('input[name="strategy"][value="random"]').uncheck()
+    address = page.evaluate("location.hash")
+    assert address == "#-strategy=random"
+    link = page.locator("nav a", has_text="text")
+    if key:
+        link.focus()
+        page.keyboard.press(key)
+    else:
+        link.click()
+    assert page.evaluate("document.activeElement.id") == "task-2"
+    page.wait_for_function("Math.abs(document.activeElement.getBoundingClientRect().top) < innerHeight / 2")
+    assert page.evaluate("location.hash") == address
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('section[data-task]').dataset.task") == "text"
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    page.reload()
+    assert page.evaluate("location.hash") == address
+    assert page.locator("#shown").inner_text() == "8 of 12 runs shown"
+    page.locator("#reset").click()
+
+
 def test_the_cost_of_figures_can_be_chosen(page: Page) -> None:
     before = traces(page, "front")[2]["x"]
     page.get_by_label("Cost in figures").select_option("latency_s")
@@ -236,6 +289,19 @@ def test_the_numbers_of_a_figure_are_a_table(page: Page) -> None:
     panel.locator("table").wait_for()
     rows = [row.split("\t") for row in panel.locator("tbody tr").all_inner_texts()]
     assert rows == [["conv", "pointwise", "int3", "uint8"], ["fc", "linear", "int4", "uint8"]]
+
+
+def test_the_numbers_of_a_front_give_float_no_interval(page: Page) -> None:
+    traces(page, "front")
+    panel = page.locator('[data-panel="front"][data-task="digits"][data-place="zen5"]')
+    panel.locator("summary").click()
+    rows = [row.split("\t") for row in panel.locator("tbody tr").all_inner_texts()]
+    assert {row[3].strip() for row in rows if row[1].strip() == "float"} == {"0.9600"}
+    assert all(" [0." in row[3] for row in rows if row[1].strip() != "float")
+    hovers = page.evaluate(
+        "runs.filter((run) => run.front.length).map((run) => hoverOf(run, run.front[0]).split('<br>')[2])"
+    )
+    assert set(hovers) == {"accuracy 0.9600"}
 
 
 def test_everything_that_acts_is_reached_with_tab(page: Page) -> None:
@@ -290,6 +356,64 @@ def titles_on_ticks(figure: Locator) -> list[str]:
     }"""
     found: list[str] = figure.evaluate(script)
     return found
+
+
+LEGENDS = """() => [...document.querySelectorAll(".js-plotly-plot")]
+  .filter((box) => ["front", "growth"].includes(box.closest("figure").dataset.panel) && box.querySelector(".legend"))
+  .map((box) => {
+    const entries = [...box.querySelectorAll(".legend .traces")];
+    const frame = box.querySelector(".legend .bg").getBoundingClientRect();
+    const bars = [...box.querySelectorAll(".legend .scrollbar")];
+    const isOut = (entry) => {
+      const { right, bottom } = entry.querySelector("text").getBoundingClientRect();
+      return right > frame.right + 1 || bottom > frame.bottom + 1;
+    };
+    return {
+      entries: entries.length,
+      cut: entries.filter(isOut).map((entry) => entry.textContent),
+      scrolls: bars.some((bar) => Number(bar.getAttribute("height")) > 0),
+      height: Math.round(box._fullLayout._size.h),
+      isWhole: box.style.height === `${box._fullLayout.height}px`,
+    };
+  })"""
+
+
+def test_figures_grow_with_their_legends(browser: Browser, tmp_path: Path) -> None:
+    for page in opened(browser, write_comparison(many_arms(tmp_path)).page):
+        place = "a device with a name of many words"
+        for kind in ("front", "growth"):
+            traces(page, kind, place=place)
+        found = page.evaluate(LEGENDS)
+        assert {each["entries"] for each in found} >= {12, 13}, "all arms, beside the stars of the front"
+        assert max(each["height"] for each in found if each["entries"] == 13) >= 339, "as high as with one arm"
+        for each in found:
+            assert (each["cut"], each["scrolls"], each["isWhole"]) == ([], False, True)
+        growth = page.locator('[data-panel="growth"] .plot').first
+        assert growth.locator("[class^=g-y] text").count() == 4
+        assert titles_on_ticks(growth) == []
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = ({LEGENDS})(); }})")
+        page.pdf(format="A4")
+        for each in page.evaluate("window.printed"):
+            assert (each["cut"], each["scrolls"]) == ([], False)
+            assert each["height"] > 300
+        page.set_viewport_size({"width": 400, "height": 900})
+        for kind in ("front", "growth"):
+            traces(page, kind, place=place)
+        page.wait_for_function("document.querySelector('[data-panel=front] .plot')._fullLayout.width < 400")
+        for each in page.evaluate(LEGENDS):
+            assert (each["scrolls"], each["height"] > 300) == (False, True)
+
+
+def test_counts_of_filters_stay_in_one_line(browser: Browser, tmp_path: Path) -> None:
+    for page in opened(browser, write_comparison(many_arms(tmp_path)).page):
+        count = page.locator('input[name="device"][value^="a device"] ~ span').last
+        assert count.inner_text().startswith("12")
+        lines = """(at) => {
+          const range = document.createRange();
+          range.selectNodeContents(at.firstChild);
+          return range.getClientRects().length;
+        }"""
+        assert count.evaluate(lines) == 1
 
 
 def test_dark_and_print(browser: Browser, written: Path) -> None:

@@ -77,6 +77,8 @@ def test_the_report_shows_what_the_run_found(report: Opened, run: RunDirectory) 
     assert {"front", "winner", "float and uniform"} <= set(traces)
     curves = page.evaluate("document.getElementById('convergence-plot').data.map((trace) => trace.name)")
     assert curves.count("hypervolume") == 2, "over evaluations and over seconds"
+    caption = page.locator("section[aria-labelledby=convergence] figcaption").inner_text()
+    assert "a drop as large as the float quality, at the float network's cost or twice the 8-bit network's" in caption
     for words in ("Bits of 10 layers", "The largest shares of each cost", "Divergence from the float outputs"):
         assert page.get_by_role("img", name=re.compile(words)).count() == 1
     assert page.get_by_role("figure", name=re.compile("The winner has accuracy 0.9")).count() == 1

@@ -107,6 +107,7 @@ def _run_data(entry: Entry, networks: dict[tuple[tuple[str, str], ...], int], fo
         "evaluations": run.evaluations,
         "seconds": run.seconds,
         "hypervolume": run.hypervolume,
+        "primary": run.primary_cost,
         "filter": filter_values(entry),
         "limits": run.limits,
         "drop_limit": run.drop_limit,

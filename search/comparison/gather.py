@@ -35,7 +35,8 @@ class FrontPoint:
         name: What to call it.
         digest: The policy's digest.
         quality: Quality on the report split.
-        low: Lower end of its 95% interval: the float network's quality less the drop's upper end. NaN without one.
+        low: Lower end of its 95% interval: the float network's quality less the drop's upper end. NaN without one, as
+            for the float network, whose drop from itself is 0 whatever the samples.
         high: Upper end likewise.
         costs: The costs that are known, in SI units.
     """
@@ -262,7 +263,8 @@ def _front(table: pd.DataFrame | None, higher_is_better: bool) -> tuple[FrontPoi
         raise DataError("it has no row of the float network")
     points = []
     for row in rows:
-        ends = [float_quality - sign * row.get(end, math.nan) for end in ("drop_low", "drop_high")]
+        drops = {} if row["role"] == "float" else row
+        ends = [float_quality - sign * drops.get(end, math.nan) for end in ("drop_low", "drop_high")]
         points.append(
             FrontPoint(
                 role=str(row["role"]),

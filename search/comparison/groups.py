@@ -15,6 +15,9 @@ from search.rundir import UNRELATED
 MOST_SETTINGS = 3
 """Settings that the name of an arm tells before it only counts them."""
 
+MOST_LETTERS = 24
+"""Letters of a setting's value that the name of an arm holds before it leaves out its middle."""
+
 VERDICTS = ("met", "undecided", "missed")
 """From the best to the worst."""
 
@@ -135,12 +138,19 @@ def _named(
     differing: dict[str, dict[str, None]] = defaultdict(dict)
     for bunch in bunches.values():
         differing[name(bunch[0])] |= dict.fromkeys(_differing(settings(run) for run in bunch))
+    values_of: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for run in runs:
+        for key, value in settings(run).items():
+            values_of[name(run), key].append(value)
+    written = {of: _written(values) for of, values in values_of.items() if of[1] in differing[of[0]]}
     names: dict[str, str] = {}
     taken: dict[str, tuple[Any, ...]] = {}
     for run in runs:
         keys, mine = list(differing[name(run)]), settings(run)
         told = [key for key in keys if mine.get(key) is not None]
-        words = [str(mine[key]) if key == "budget" else f"{key}={mine[key]}" for key in told]
+        words = [
+            str(mine[key]) if key == "budget" else f"{key}={written[name(run), key][repr(mine[key])]}" for key in told
+        ]
         if len(words) > MOST_SETTINGS:
             words[MOST_SETTINGS:] = [f"{len(words) - MOST_SETTINGS} more"]
         full, number = ", ".join([name(run), *words]), 1
@@ -151,6 +161,23 @@ def _named(
             unique = f"{full} ({number})"
         names[run.run_id] = unique
     return names
+
+
+def _written(values: Iterable[Any]) -> dict[str, str]:
+    """How the values of a setting are written, by their `repr`; lists as the command line takes them.
+
+    Long ones are written without their middle, unless that is where they differ.
+    """
+    texts = {
+        repr(value): f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+        for value in values
+    }
+    half = (MOST_LETTERS - 1) // 2
+    short = {key: text if len(text) <= MOST_LETTERS else f"{text[:half]}…{text[-half:]}" for key, text in texts.items()}
+    of_short: dict[str, set[str]] = defaultdict(set)
+    for key, text in texts.items():
+        of_short[short[key]].add(text)
+    return {key: short[key] if len(of_short[short[key]]) == 1 else text for key, text in texts.items()}
 
 
 def _differing(all_settings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -139,10 +139,10 @@ def _about(entries: Sequence[Entry], group: str) -> str:
     known = [run.plan.quality.float_value for run in runs if run.plan]
     better = "" if runs[0].higher_is_better else ", lower is better"
     if not known:
-        return f"{runs[0].metric}{better}"
+        return f"Metric: {runs[0].metric}{better}"
     low, high = min(known), max(known)
     reached = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}"
-    return f"{runs[0].metric}{better}; the float network has {reached} on the report split"
+    return f"Metric: {runs[0].metric}{better}; the float network has {reached} on the report split"
 
 
 def _filters(entries: Sequence[Entry]) -> list[tuple[str, str, list[tuple[str, int]]]]:
@@ -190,7 +190,7 @@ def _row(entry: Entry, folder: Path) -> list[Any]:
         *row,
         NONE if evaluations is None else (f"{evaluations:g}", evaluations),
         NONE if seconds is None else (significant(seconds), seconds),
-        NONE if volume is None else (f"{volume:.4f}", volume),
+        NONE if volume is None else (f"{volume:.4f}{_of(run.primary_cost)}", volume),
         run.status,
     ]
 
@@ -201,6 +201,11 @@ def _link(entry: Entry, folder: Path) -> str | Markup:
 
     href = report_link(entry.run, folder)
     return Markup('<a href="{}">{}</a>').format(href, entry.name) if href else entry.name
+
+
+def _of(cost: str) -> str:
+    """The name of the cost that a hypervolume is about, in brackets; nothing where it is not known."""
+    return f" ({COST_NAMES[cost]})" if cost else ""
 
 
 def _priced(plan: Plan, cost: str) -> str | tuple[str, float]:

@@ -68,8 +68,8 @@ function showDifference({ selects: [selectA, selectB], result }) {
     `${planName(a)} (A) against ${planName(b)} (B)`,
     [element("span", { class: "visually-hidden" }, "cost"), "A", "B", "B − A"],
     [
-      [`${a.metric} (report split)`, a.plan.quality.toFixed(4), b.plan.quality.toFixed(4), signed(found.quality, (size) => size.toFixed(4))],
-      ["drop from float [95% interval]", drop(a), drop(b), signed(found.drop, (size) => size.toFixed(4))],
+      [`${a.metric} (report split)`, decimal(a.plan.quality, 4), decimal(b.plan.quality, 4), signed(found.quality, (size) => decimal(size, 4))],
+      ["drop from float [95% interval]", drop(a), drop(b), signed(found.drop, (size) => decimal(size, 4))],
       ...totals.map(([cost, name]) => {
         const value = b.plan.totals[cost] - a.plan.totals[cost];
         const ratio = a.plan.totals[cost] ? ` (× ${significant(b.plan.totals[cost] / a.plan.totals[cost])})` : "";

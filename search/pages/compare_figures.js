@@ -7,6 +7,7 @@ const ARM_COLOURS = [
   ["#0072b2", "#5aa9e6"], ["#d55e00", "#f0843c"], ["#008060", "#2fc49a"], ["#cc79a7", "#e3a1c8"],
   ["#b07d00", "#e6b422"], ["#3f3f3f", "#d0d0d0"], ["#882255", "#d0669a"], ["#2a9fd6", "#8fd3ff"],
 ];
+const narrow = matchMedia("(max-width: 599.98px)"); // where two figures find no room side by side
 const ARM_SYMBOLS = ["circle", "square", "triangle-up", "cross", "triangle-down", "hexagon", "star-diamond", "x"];
 const ARM_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 
@@ -43,7 +44,7 @@ function costLabel(cost, symbol) {
 }
 
 function interval(value, low, high, sign = false) {
-  const write = (number) => (sign ? signed(number, (size) => size.toFixed(4)) : number.toFixed(4).replace("-", "−"));
+  const write = (number) => (sign ? signed(number, (size) => decimal(size, 4)) : decimal(number, 4));
   return write(value) + (low == null || high == null ? "" : ` [${write(low)}, ${write(high)}]`);
 }
 
@@ -53,6 +54,18 @@ function byArm(runs) {
 
 function runLabel(run) {
   return `${run.filter.strategy}, seed ${run.filter.seed}`;
+}
+
+/* The name of an arm in a legend, whose entries plotly cuts where they are wider than the figure. */
+function legendName(arm) {
+  const most = narrow.matches && !document.documentElement.classList.contains("printing") ? 30 : 64;
+  const lines = [];
+  for (const word of arm.split(/(?<=, )/)) {
+    const last = lines[lines.length - 1] ?? "";
+    if (last && (last + word).trimEnd().length <= most) lines[lines.length - 1] += word;
+    else lines.push(word);
+  }
+  return lines.map((line) => escapeHtml(line.trimEnd())).join("<br>");
 }
 
 function axisStyle(more) {
@@ -69,7 +82,7 @@ function figureLayout(height, more) {
     paper_bgcolor: clear,
     plot_bgcolor: clear,
     font: { family: "system-ui, sans-serif", size: 12.5, color: ink },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, bgcolor: clear },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, bgcolor: clear, tracegroupgap: 0, maxheight: 1 },
     margin: { l: 62, r: 22, t: 40, b: 50 },
     hoverlabel: { align: "left", bgcolor: paper, bordercolor: line, font: { color: ink } },
     modebar: { bgcolor: clear, color: soft, activecolor: ink },
@@ -124,7 +137,7 @@ function frontFigure(runs, { cost }) {
         line.text.push(each ? hoverOf(run, each.point) : "");
       }
     }
-    const usual = { type: "scatter", name: escapeHtml(arm), legendgroup: arm, hoverinfo: "text" };
+    const usual = { type: "scatter", name: legendName(arm), legendgroup: arm, hoverinfo: "text" };
     traces.push({
       ...usual, x: line.x, y: line.y, hovertext: line.text, mode: "lines+markers", opacity: 0.75, connectgaps: false,
       line: { shape: "hv", width: 1.4, color: style.color, dash: style.dash },

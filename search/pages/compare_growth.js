@@ -1,28 +1,38 @@
 /* How searches went */
 
 const OVER = { evaluations: "evaluations", seconds: "seconds" };
-const narrow = matchMedia("(max-width: 599.98px)"); // where two figures find no room side by side
 
 function stepsOf(run, over, value, before) {
   const known = run.growth[value].map((each, place) => [run.growth[over][place], each]).filter(([, each]) => each != null);
   return { x: known.map(([x]) => x), y: known.map(([, y]) => y), before, holds: run.ended, of: run };
 }
 
-function lossLabel(kind) {
-  return kind === "drop" ? "best drop (selection split)" : `best ${data.costs[kind].name} within the allowed drop`;
+/* The two lines of an axis' title. */
+function lossLines(kind) {
+  return kind === "drop" ? ["best drop", "(selection split)"] : [`best ${data.costs[kind].name}`, "within the allowed drop"];
 }
 
+function volumeLines(primary) {
+  return primary ? ["hypervolume", `over ${data.costs[primary].name}`] : ["hypervolume"];
+}
+
+/* What is drawn below one another: a row holds what compares. A cost is not known of a run that was killed early. */
 function growthRows(runs) {
-  const kinds = [...new Set(runs.map((run) => run.loss))].sort();
-  const losses = kinds.map((kind) => ({ title: lossLabel(kind), value: "best_loss", before: Infinity, runs: runs.filter((run) => run.loss === kind), cost: kind === "drop" ? null : kind }));
-  return [{ title: "hypervolume", value: "hypervolume", before: 0, runs, cost: null }, ...losses].filter((row) =>
+  const kinds = (of) => [...new Set(runs.map(of))].sort();
+  const volumes = kinds((run) => run.primary).map((primary) => (
+    { lines: volumeLines(primary), value: "hypervolume", before: 0, runs: runs.filter((run) => run.primary === primary), cost: null }
+  ));
+  const losses = kinds((run) => run.loss).filter(Boolean).map((kind) => (
+    { lines: lossLines(kind), value: "best_loss", before: Infinity, runs: runs.filter((run) => run.loss === kind), cost: kind === "drop" ? null : kind }
+  ));
+  return [...volumes, ...losses].map((row) => ({ ...row, title: row.lines.join(" ") })).filter((row) =>
     row.runs.some((run) => run.growth[row.value].some((each) => each != null)),
   );
 }
 
 function bandTraces(arm, band, axes, size, write) {
   const style = armStyle(arm);
-  const usual = { type: "scatter", name: escapeHtml(arm), legendgroup: arm, showlegend: false, ...axes };
+  const usual = { type: "scatter", name: legendName(arm), legendgroup: arm, legendrank: 1000 + data.arms.findIndex(({ name }) => name === arm), showlegend: false, ...axes };
   const traces = [];
   const from = band.high.findIndex(Number.isFinite);
   if (from >= 0 && band.count.some((count) => count > 1)) {
@@ -86,17 +96,18 @@ function growthFigure(allRuns) {
         anchor: y, domain: across, rangemode: "tozero", showgrid: false,
         ...(isStacked || line === lines - 1 ? { title: { text: OVER[over], standoff: 6 } } : {}),
       });
-      const title = row.cost ? `${row.title}${symbol ? ` (${symbol})` : ""}` : row.title;
+      const [first, ...others] = row.lines;
+      const title = [first + (symbol ? ` (${symbol})` : ""), ...others].join("<br>");
       layout[y.replace("y", "yaxis")] = axisStyle({
         anchor: x, domain: [Math.max(top - height, 0), top], range: range ?? undefined, automargin: true,
-        ...(beside && !isStacked ? { showticklabels: false } : { title: { text: title.replace(/ (\(|within)/, "<br>$1"), standoff: 8 } }),
+        ...(beside && !isStacked ? { showticklabels: false } : { title: { text: title, font: { size: 13 }, standoff: 8 } }),
       });
     });
   });
   return {
     traces,
     layout,
-    said: `${rows.map((row) => row.title).join(" and ")} over evaluations and over seconds, median and quartiles of ${named.size} ${named.size === 1 ? "strategy" : "strategies"}`,
+    said: `${new Intl.ListFormat("en-GB").format(rows.map((row) => row.title))} over evaluations and over seconds, median and quartiles of ${named.size} ${named.size === 1 ? "strategy" : "strategies"}`,
     columns: ["what", "over", "strategy", "at", "median", "lower quartile", "upper quartile", "runs"],
     rows: table,
   };

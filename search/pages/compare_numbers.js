@@ -106,13 +106,25 @@ function unitFor(units, values) {
   return [...units].reverse().find(([, size]) => size <= largest) ?? units[0];
 }
 
+const formatters = new Map(); // by decimals: to make one takes longer than to use it many times
+
+/* A number with that many decimals, rounded as Python does: what it holds exactly, and of two as near the even one. */
+function decimal(value, decimals, grouped = false) {
+  const key = `${decimals} ${grouped}`;
+  if (!formatters.has(key)) {
+    const options = { minimumFractionDigits: decimals, maximumFractionDigits: decimals, useGrouping: grouped, roundingMode: "halfEven" };
+    formatters.set(key, new Intl.NumberFormat("en", options));
+  }
+  return formatters.get(key).format(value.toFixed(100)).replace("-", "−"); // a number would be rounded by its shortest digits
+}
+
 /* A number with that many significant digits and no exponent. */
 function significant(value, digits = 3) {
   if (value == null || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   const power = Math.floor(Math.log10(Math.abs(Number(value.toPrecision(digits)))));
   const decimals = Math.min(Math.max(digits - 1 - power, 0), 20);
-  return value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }).replace("-", "−");
+  return decimal(value, decimals, true);
 }
 
 function signed(value, write) {

@@ -110,8 +110,24 @@ function drawPanel(panel) {
   const { traces, layout } = panel.built;
   panel.box.style.height = `${layout.height}px`; // which plotly asks for when it fits a new width
   if (document.documentElement.classList.contains("printing")) layout.width = PRINTED_WIDTH;
+  panel.fitted = { usual: layout.height };
+  const isNew = !panel.box.on; // a figure that was purged has lost what listens to it
   Plotly.react(panel.box, traces, layout, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+  fitHeight(panel);
+  if (isNew) panel.box.on("plotly_afterplot", () => fitHeight(panel));
   if (panel.details.open) fillNumbers(panel);
+}
+
+/* Gives a figure the height that its legend takes more than one row's: plotly would take it from the axes. */
+function fitHeight({ box, fitted }) {
+  const { width, height, margin, _size: size } = box._fullLayout;
+  const wanted = Math.round(fitted.usual + size.t - margin.t + size.b - margin.b);
+  if (fitted.width === width && wanted <= fitted.height) return; // else two heights might take turns
+  Object.assign(fitted, { width, height: wanted });
+  box.style.height = `${wanted}px`;
+  if (wanted === height) return;
+  box.layout.height = wanted; // not by `Plotly.relayout`, which would hold on to the width as well
+  Plotly.redraw(box);
 }
 
 function fillNumbers(panel) {
@@ -148,7 +164,7 @@ const sight = new IntersectionObserver(
 
 function planOption(run) {
   const { plan } = run;
-  const words = `${runLabel(run)}: ${run.metric} ${plan.quality.toFixed(4)}, ${quantity("weight_bytes", plan.totals.weight_bytes)}`;
+  const words = `${runLabel(run)}: ${run.metric} ${decimal(plan.quality, 4)}, ${quantity("weight_bytes", plan.totals.weight_bytes)}`;
   return element("option", { value: run.id }, `${words}${run.best ? " (best)" : ""}`);
 }
 
@@ -199,12 +215,12 @@ function drawNear() {
 
 /* The table as CSV, as it is sorted and filtered */
 
-const CSV = ["run", ...Object.keys(runs[0].filter), "metric", "quality", "float", "drop", "drop_low", "drop_high", "average_weight_bits", "effective_bits", "weight_bytes", "latency_s", "latency_tier", "energy_j", "energy_tier", "activation_bytes", "bit_ops", "evaluations", "search_seconds", "hypervolume", "digest", "reason", "path"];
+const CSV = ["run", ...Object.keys(runs[0].filter), "metric", "quality", "float", "drop", "drop_low", "drop_high", "average_weight_bits", "effective_bits", "weight_bytes", "latency_s", "latency_tier", "energy_j", "energy_tier", "activation_bytes", "bit_ops", "evaluations", "search_seconds", "hypervolume", "primary_cost", "digest", "reason", "path"];
 
 function csvRow(run) {
   const { plan } = run;
   const known = {
-    ...run, ...run.filter, ...plan?.totals, run: run.name, search_seconds: run.seconds, digest: plan?.digest,
+    ...run, ...run.filter, ...plan?.totals, run: run.name, search_seconds: run.seconds, primary_cost: run.primary, digest: plan?.digest,
     latency_tier: plan?.tiers.latency_s, energy_tier: plan?.tiers.energy_j,
     ...Object.fromEntries(["quality", "float", "drop", "drop_low", "drop_high"].map((name) => [name, plan?.[name]])),
   };
@@ -234,6 +250,17 @@ document.getElementById("download").addEventListener("click", () => {
 
 /* What people do */
 
+/* The address holds what is shown, so that a link within the page must not take its place. */
+function goTo(event) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  const target = document.getElementById(event.currentTarget.hash.slice(1));
+  target.tabIndex = -1;
+  target.focus({ preventScroll: true });
+  target.scrollIntoView();
+}
+
+for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", goTo);
 document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
 for (const box of boxes)
   box.addEventListener("change", () => {
@@ -269,7 +296,7 @@ for (const panel of panels) {
 }
 addEventListener("hashchange", () => readAddress() && update());
 dark.addEventListener("change", () => redraw());
-narrow.addEventListener("change", () => redraw("growth"));
+narrow.addEventListener("change", () => redraw("front", "growth"));
 addEventListener("beforeprint", () => panels.forEach((panel) => { panel.isStale = true; drawPanel(panel); }));
 addEventListener("afterprint", () => redraw());
 readAddress();
