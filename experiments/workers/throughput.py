@@ -35,11 +35,14 @@ from search.run import search  # noqa: E402
 from search.trials import TrialLog  # noqa: E402
 from search.workers.folder import FolderBoard  # noqa: E402
 
-TURNS = 3
+TURNS = {"digits": 3, "fashion_1000": 2}
 READY_S = 600.0
 SETTINGS = {
     "digits": ["task=digits", "strategy.evaluations=200"],
-    "fashion_mnist": ["task=fashion_mnist", "strategy.evaluations=24", "sensitivity.predictor=kl"],
+    "fashion_1000": [
+        *("task=custom", "task._target_=fashion_1000.Fashion1000"),
+        *("strategy.evaluations=40", "sensitivity.predictor=kl"),
+    ],
 }
 
 
@@ -75,7 +78,9 @@ def run(task: str, folder: Path, workers: int) -> None:
 
 def start(task: str, folder: Path, workers: int) -> subprocess.Popen[bytes]:
     """The same in a process of its own."""
-    return subprocess.Popen([sys.executable, __file__, "run", task, str(folder), str(workers)])
+    tasks = os.pathsep.join([str(HERE.parent / "sweep"), os.environ.get("PYTHONPATH", "")])  # where fashion_1000 is
+    command = [sys.executable, __file__, "run", task, str(folder), str(workers)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": tasks})
 
 
 def measured(task: str, workers: int) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def killed(task: str) -> dict[str, Any]:
 def rows(task: str) -> Iterator[dict[str, Any]]:
     """The rows of the table for a task."""
     courses = []
-    for turn in range(TURNS):
+    for turn in range(TURNS[task]):
         one, two = measured(task, 1), measured(task, 2)
         courses += [one["course"], two["course"]]
         for workers, found in ((1, one), (2, two)):
@@ -156,13 +161,14 @@ def rows(task: str) -> Iterator[dict[str, Any]]:
 
 def main(folder: Path, tasks: list[str]) -> None:
     """Measures, and writes the table."""
-    table = [row for task in tasks for row in rows(task)]
-    columns = list(dict.fromkeys(column for row in table for column in row))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "throughput.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table)
+    table: list[dict[str, Any]] = []
+    for row in (row for task in tasks for row in rows(task)):
+        table.append(row)
+        with (folder / "throughput.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(column for row in table for column in row)))
+            writer.writeheader()
+            writer.writerows(table)
     for task in tasks:
         for column in ("scoring_ratio", "measuring_ratio"):
             found = [row[column] for row in table if row["task"] == task and row["workers"] == 2 and column in row]
