@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -144,7 +145,8 @@ def test_a_server_shows_a_search_and_finds_its_plans(
     (tmp_path / "runs" / "one").rename(tmp_path / "elsewhere")
     out = tmp_path / "plan.json"
     asked = ["best", "--task", "digits", "--hardware", "zen5", "--uri", url, "--budget", "size_ratio=0.14"]
-    assert main([*asked, "--winners", "--out", str(out)]) == 0
+    network = json.loads((tmp_path / "elsewhere" / "plan.json").read_text())["model"]["fingerprint"]
+    assert main([*asked, "--model", network, "--winners", "--out", str(out)]) == 0
     assert out.read_text() == (tmp_path / "elsewhere" / "plan.json").read_text()
 
 
@@ -155,7 +157,7 @@ def test_jobs_write_to_a_server_at_once(server: tuple[str, int], tmp_path: Path)
     jobs = [subprocess.Popen([*command, str(run.path), url], stderr=subprocess.PIPE, text=True) for run in runs]
     assert [job.communicate(timeout=240)[1] for job in jobs] == [""] * 2
     check(url, {name * 32 for name in "de"}, FILES)
-    assert find_best(Question("digits", "zen5", Budget()), url, tmp_path)
+    assert find_best(Question("digits", "zen5", Budget(), model="f00d"), url, tmp_path)
 
 
 def test_a_server_that_hangs_midway_costs_the_search_nothing(
