@@ -171,6 +171,8 @@ def test_it_is_one_search(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--budget", "siz_ratio=1"], "budget.siz_ratio is no setting (did you mean 'size_ratio'?)"),
         (["--budget", "size_ratio=much"], "--budget size_ratio=much must be KEY=NUMBER"),
         (["--budget", "size_ratio=1", "size_ratio=2"], "--budget gives size_ratio twice"),
+        (["--model", "cafe"], "has a model fingerprint that begins with cafe; there are f00d"),
+        (["--data", "cafe"], "has a data fingerprint that begins with cafe; there are beef"),
         (["--metric", "latency"], "--metric latency is unknown (did you mean 'latency_s'?); allowed: selection_drop"),
         (["--all", "0"], "--all 0 must be at least 1"),
     ],

@@ -237,6 +237,14 @@ def _nothing(store: Store, homes: list[str], question: Question, where: str) -> 
         )
     subject = (question.task, question.hardware)
     found = [_found(model) for model in known if (model.tags["task"], model.tags["hardware"]) == subject]
+    for name in ("model", "data"):
+        asked, there = getattr(question, name), sorted({plan.tags.get(name, "unknown") for plan in found})
+        found = [plan for plan in found if plan.tags.get(name, "").startswith(asked)]
+        if not found:
+            return (
+                f"no plan for {question.task} on {question.hardware} has a {name} fingerprint that begins with "
+                f"{asked}; there are {', '.join(each[:SHORT] for each in there)}"
+            )
     kind = "plans"
     if question.winners_only:
         winners = [plan for plan in found if plan.is_winner]
